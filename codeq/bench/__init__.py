@@ -1,0 +1,1 @@
+"""Measures a running server through the public client and REST."""

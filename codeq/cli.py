@@ -1,0 +1,139 @@
+"""The command ``codeq``. Bad input is one line on standard error and a non-zero exit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from codeq import __version__
+from codeq.errors import CodeqError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+HostPort = Annotated[str | None, typer.Option(metavar="HOST:PORT")]
+Token = Annotated[str, typer.Option(metavar="TOKEN")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"codeq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def codeq(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A durable task queue: server, demo and tools."""
+
+
+@app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML settings")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="where tasks are kept")] = None,
+    http: HostPort = None,
+    producer_stream: HostPort = None,
+    worker_stream: HostPort = None,
+    dev: Annotated[
+        bool,
+        typer.Option(
+            "--dev", help="on loopback only, with the two tokens dev-producer and dev-worker"
+        ),
+    ] = False,
+) -> int:
+    """Serves until SIGTERM or SIGINT. Prints one line when ready: ready http=... pid=N."""
+    from codeq import config as settings
+    from codeq.server.app import serve as serve_forever
+
+    given = {
+        "persistenceConfig.path": None if data is None else str(data),
+        "httpAddr": http,
+        "producerStreamAddr": producer_stream,
+        "workerStreamAddr": worker_stream,
+    }
+    flags = {key: value for key, value in given.items() if value is not None}
+    load = settings.dev_config if dev else settings.load
+    try:
+        tree = load(None if config is None else str(config), os.environ, flags)
+    except settings.ConfigError as error:
+        return _refuse(str(error))
+    return serve_forever(tree)
+
+
+@app.command()
+def demo(
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", show_default=False)] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="use this server, and do not restart it")
+    ] = None,
+    producer_stream: HostPort = None,
+    worker_stream: HostPort = None,
+    producer_token: Token = "dev-producer",
+    worker_token: Token = "dev-worker",
+    workers: Annotated[int, typer.Option(min=2, max=64)] = 3,
+) -> int:
+    """One task per file under PATH (default: Python's standard library), through two kill -9.
+
+    Worker processes read the files; one of them and the server are killed on the way. Ends with 0
+    only when every file has exactly one correct result and tasks were redelivered.
+    """
+    from codeq import demo as show
+
+    target = None
+    if url is not None:
+        target = show.Target.of_url(
+            url, producer_stream, worker_stream, producer_token, worker_token
+        )
+    return show.run(path, target, workers)
+
+
+@app.command()
+def bench(
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="for each surface")] = 10.0,
+    surface: Annotated[list[str] | None, typer.Option(help="only this one; repeatable")] = None,
+    sync: Annotated[bool, typer.Option("--sync/--no-sync", help="sync before each ack")] = True,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> int:
+    """Loads a server of its own through the public client and REST; prints a table."""
+    from codeq.bench import load
+
+    return load.run(seconds, surface or [], sync=sync, as_json=as_json)
+
+
+def _refuse(message: str) -> int:
+    print(f"codeq: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+#: What the command-line library raises for wrong arguments; it does not export the name.
+USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" in base.__name__)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code of the process."""
+    try:
+        code = app(list(arguments), prog_name="codeq", standalone_mode=False)
+    except USAGE_ERROR as error:
+        return _refuse(f"{error.format_message()} (see codeq --help)")
+    except CodeqError as error:
+        _refuse(error.message)
+        return EXIT_FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(run(sys.argv[1:]))

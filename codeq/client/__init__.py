@@ -1,0 +1,7 @@
+"""What users import: Producer and Worker, over the two streams."""
+
+from codeq.client.producer import NewTask, Producer
+from codeq.client.task import Fail, Nack, Task
+from codeq.client.worker import Worker
+
+__all__ = ["Fail", "Nack", "NewTask", "Producer", "Task", "Worker"]

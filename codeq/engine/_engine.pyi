@@ -1,0 +1,242 @@
+"""The queues, heaps and table of csrc as one object; one call per batch; no clock, no I/O."""
+
+from collections.abc import Mapping, Sequence
+
+from codeq.engine._wire import Creates, Finishes
+
+class CorruptRecord(ValueError):
+    """Bytes read from the store are not what was written; the text says which chunk or key."""
+
+class TaskView:
+    """What one task is at one moment, for replies. Times are ms since the epoch, 0 = none.
+
+    When ``body_chunk`` is not None the body (command, payload, ...) is on disk only: get that chunk
+    from the store and call ``fill`` before reading the fields above the line.
+    """
+
+    id: str
+    id_bytes: bytes
+    command: str
+    payload: bytes
+    priority: int
+    webhook: str
+    max_attempts: int
+    tenant: str
+    created_ms: int
+    trace_parent: str
+    trace_state: str
+    # --- state
+    state: int  # READY, DELAYED, LEASED, COMPLETED, FAILED, DEAD
+    attempts: int
+    updated_ms: int
+    due_ms: int  # delayed: due time; leased: end of the lease
+    worker: str
+    error: str
+    # --- of an ended task
+    ended_ms: int
+    expires_ms: int
+    has_record: bool
+    record_chunk: int | None  # chunk of the ended record; fill it to read the two below
+    result: bytes | None  # JSON text, None when none was sent
+    artifacts: bytes  # JSON text of a list, empty when none
+    ended_worker: str  # who ended it, for repeated results
+    ended_subject: str
+    body_chunk: int | None
+
+    def fill(self, chunks: Mapping[int, bytes]) -> None:
+        """Reads body and, if ended, the ended record from the chunks; raises CorruptRecord."""
+
+READY: int
+DELAYED: int
+LEASED: int
+COMPLETED: int
+FAILED: int
+DEAD: int
+
+class Claim:
+    """Tasks leased by one claim and not yet handed over."""
+
+    lease_until_ms: int
+    def __len__(self) -> int: ...
+    def missing(self) -> list[int]:
+        """Sequences of the chunks that must be read because bodies are not in memory."""
+
+class Engine:
+    """Decides every transition of contract section 2 and builds the records that make it durable.
+
+    All methods run on the thread that made the object (checked). Every operation changes memory at
+    once and appends records to the open group, which ``take`` hands out for one atomic commit.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        shard_count: int = 1,
+        payload_memory_bytes: int = 536870912,
+        retention_ms: int = 86400000,
+        dead_retention_ms: int = 604800000,
+        key_window_ms: int = 86400000,
+        max_attempts_default: int = 5,
+        backoff_policy: str = "exp_full_jitter",
+        backoff_base_ms: int = 5000,
+        backoff_max_ms: int = 900000,
+        command_labels_max: int = 1000,
+    ) -> None: ...
+
+    # --- operations
+    def create(self, creates: Creates, tenant: bytes, now_ms: int) -> int:
+        """Makes a task of every item whose code is OK and that is neither replayed nor an alias;
+        sets ids; returns how many were made."""
+    def claim(
+        self,
+        tenant: bytes,
+        commands: Sequence[bytes] | None,
+        in_order: bool,
+        worker: bytes,
+        subject: bytes,
+        count: int,
+        lease_ms: int,
+        bytes_max: int,
+        now_ms: int,
+    ) -> Claim | None:
+        """Leases up to ``count`` tasks whose encoded bodies fit ``bytes_max`` together (one always
+        fits). ``commands`` None = every queue of the tenant. ``in_order``: the queues in the order
+        given, else highest priority first, then the older task. None when nothing is ready."""
+    def assignment(
+        self, claim: Claim, single: bool, chunks: Mapping[int, bytes] | None = None
+    ) -> bytes:
+        """workerpb.ServerEvent with task (single) or task_batch: the stored bodies with the
+        changing fields spliced in. Afterwards the bodies may leave memory."""
+    def claimed_views(
+        self, claim: Claim, chunks: Mapping[int, bytes] | None = None
+    ) -> list[TaskView]:
+        """The same for REST."""
+    def delivered(self, claim: Claim) -> None:
+        """The transport took the message: from now on the end of the lease counts the attempt."""
+    def give_back(self, claim: Claim, now_ms: int) -> int:
+        """Claim not delivered: its tasks that are still under it go back, attempt unused."""
+    def heartbeat(
+        self,
+        task_id: bytes,
+        tenant: bytes,
+        worker: bytes,
+        subject: bytes,
+        attempt: int,
+        lease_ms: int,
+        now_ms: int,
+    ) -> int:
+        """Returns a cq_code. ``worker`` empty = none named; ``attempt`` < 0 = any."""
+    def abandon(
+        self,
+        task_id: bytes,
+        tenant: bytes,
+        worker: bytes,
+        subject: bytes,
+        attempt: int,
+        now_ms: int,
+    ) -> int: ...
+    def nack(
+        self,
+        task_id: bytes,
+        tenant: bytes,
+        worker: bytes,
+        subject: bytes,
+        attempt: int,
+        delay_ms: int,
+        reason: bytes,
+        now_ms: int,
+    ) -> tuple[int, int, bool]:
+        """(code, applied delay in ms, dead letter). ``delay_ms`` < 0 = backoff by policy."""
+    def finish(
+        self,
+        finishes: Finishes,
+        tenant: bytes,
+        worker: bytes,
+        subject: bytes,
+        attempt: int,
+        now_ms: int,
+    ) -> int:
+        """Ends every item whose code is OK; returns how many. Items of tasks that ended before get
+        CQ_ENDED, those without a slot CQ_ABSENT (the caller asks the store); a second mention in
+        the same batch gets NOT_IN_PROGRESS. An item's own worker id wins over ``worker``."""
+    def cancel(self, task_id: bytes, tenant: bytes, now_ms: int) -> int: ...
+    def requeue(self, task_id: bytes, tenant: bytes, now_ms: int) -> int: ...
+    def purge(self, task_id: bytes, tenant: bytes, now_ms: int) -> int: ...
+    def tick(self, now_ms: int, limit: int) -> int:
+        """Moves up to ``limit`` tasks whose time has come (due, lease over, dead letters whose
+        keeping time is over); returns how many; call again while it returns ``limit``."""
+    def next_due_ms(self) -> int | None: ...
+
+    # --- what parked claims and watchers need
+    def touched(self) -> list[tuple[bytes, bytes]]:
+        """(tenant, command) of queues that got a ready task since the last call."""
+    def ready_count(self, tenant: bytes, command: bytes) -> int: ...
+    def watch(self, task_id: bytes) -> bool:
+        """Reports the end of this live task in ``ended``; False when it is not live."""
+    def ended(self) -> list[bytes]:
+        """Ids of watched tasks that ended since the last call."""
+
+    # --- reading
+    def view(self, task_id: bytes, tenant: bytes) -> TaskView | None:
+        """The task as memory has it, or None (absent, or of another tenant). Ended tasks whose
+        keeping time is over are None too (see TaskView.expires_ms)."""
+    def directory_keys(self, task_id: bytes) -> list[bytes]:
+        """Store keys to ask for a task that is not in memory (directory of its bucket, own
+        entry)."""
+    def view_stored(
+        self, task_id: bytes, tenant: bytes, values: Sequence[bytes | None]
+    ) -> TaskView | None:
+        """From the values of ``directory_keys``: a view of an ended task that still needs ``fill``
+        (which checks id and tenant and raises KeyError when they do not match), or None."""
+    def stats(self, tenant: bytes, command: bytes) -> tuple[int, int, int, int]:
+        """ready, delayed, in progress, dead letters; in O(1)."""
+    def queues(self, tenant: bytes | None) -> list[tuple[bytes, bytes, int, int, int, int]]:
+        """(tenant, command, ready, delayed, in progress, dead) of queues with a live task or dead
+        letter."""
+    def command_stats(
+        self,
+    ) -> list[tuple[str, tuple[int, ...], tuple[int, ...], float, tuple[int, ...], float]]:
+        """Per command label: (created, claimed, completed, failed, expired leases), then the
+        latency histogram of COMPLETED (counts per bucket of contract section 10 and +Inf, sum in s)
+        and of FAILED."""
+    @property
+    def live_tasks(self) -> int: ...
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of payloads held in memory."""
+
+    # --- the open group
+    @property
+    def pending_records(self) -> int: ...
+    @property
+    def pending_bytes(self) -> int: ...
+    def take(self) -> list[tuple[bytes, bytes]]:
+        """Closes the open group: every (key, value) to put, in one atomic write: chunks,
+        directories, webhook entries, segment entries, and the head (`m` + "head": next number, last
+        id time, next sequence, where recovery starts). Empty when nothing changed."""
+
+    # --- removal
+    def trim(self, now_ms: int) -> tuple[int, int] | None:
+        """(from, to) sequences of chunks at the tail of the log that nobody needs any more; they
+        are forgotten at once, the caller deletes the range in the next commit."""
+    def straggler_chunks(self) -> tuple[int, int] | None:
+        """(from, to) of the oldest segment when so much of the log is dead behind it that its live
+        records should be carried forward; the caller reads those chunks and calls ``carry``."""
+    def carry(self, seq: int, chunk: bytes, now_ms: int) -> int:
+        """Copies the records of this chunk that are still needed into the open group."""
+    @property
+    def tail(self) -> int:
+        """Sequence of the oldest chunk kept. Directory and other entries begin with the highest
+        sequence they rest on (8 bytes, big endian) and may go when that is below the tail."""
+
+    # --- recovery, in this order
+    def load_head(self, value: bytes | None) -> int:
+        """Reads `m` + "head" (None = new store); returns the sequence where the scan of chunks
+        starts."""
+    def load_segment(self, key: bytes, value: bytes) -> None: ...
+    def load_chunk(self, seq: int, chunk: bytes) -> None: ...
+    def load_done(self, now_ms: int, lease_grace_ms: int) -> None:
+        """Builds queues and heaps; no lease ends before ``now_ms + lease_grace_ms``."""
+    def verify(self) -> None:
+        """Walks everything and aborts on a broken invariant (debug build; a no-op in release)."""

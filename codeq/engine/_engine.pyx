@@ -1,0 +1,801 @@
+"""The engine of csrc as one object: bytes become pointer and length, a batch is one call.
+
+C decides and counts; this file owns the memory and makes Python objects of what is asked for.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp
+
+from codeq.engine._wire cimport Creates, Finishes
+
+READY = CQ_READY
+DELAYED = CQ_DELAYED
+LEASED = CQ_LEASED
+COMPLETED = CQ_COMPLETED
+FAILED = CQ_FAILED
+DEAD = CQ_DEAD
+
+cdef dict BACKOFFS = {
+    "fixed": CQ_BACKOFF_FIXED,
+    "linear": CQ_BACKOFF_LINEAR,
+    "exponential": CQ_BACKOFF_EXPONENTIAL,
+    "exp_equal_jitter": CQ_BACKOFF_EXP_EQUAL_JITTER,
+    "exp_full_jitter": CQ_BACKOFF_EXP_FULL_JITTER,
+}
+cdef int KEY_BYTES = 9              # a prefix and a number of 8 bytes
+cdef int VERIFY_ALWAYS_BELOW = 1000  # live tasks; above, every VERIFY_EVERY-th operation (debug)
+cdef int VERIFY_EVERY = 4096
+
+
+class CorruptRecord(ValueError):
+    """Bytes read from the store are not what was written; the text says which chunk or key."""
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+cdef inline cq_bytes bytes_of(bytes text) noexcept:
+    cdef cq_bytes run
+    run.ptr = <const uint8_t *>PyBytes_AS_STRING(text)
+    run.len = <uint32_t>PyBytes_GET_SIZE(text)
+    return run
+
+
+cdef inline const uint8_t *id_of(bytes task_id) except NULL:
+    if PyBytes_GET_SIZE(task_id) != CQ_ID_BYTES:
+        raise ValueError("an id has 16 bytes")
+    return <const uint8_t *>PyBytes_AS_STRING(task_id)
+
+
+cdef inline bytes to_bytes(cq_bytes run):
+    return PyBytes_FromStringAndSize(<const char *>run.ptr, run.len)
+
+
+cdef inline str to_text(cq_bytes run):
+    return PyUnicode_DecodeUTF8(<const char *>run.ptr, run.len, "replace")
+
+
+cdef str id_text(const uint8_t *task_id):
+    cdef uint8_t text[36]
+    cq_id_format(task_id, text)
+    return PyUnicode_DecodeUTF8(<const char *>text, CQ_ID_TEXT_BYTES, NULL)
+
+
+cdef bytes numbered_key(char prefix, uint64_t number):
+    cdef uint8_t key[9]
+    key[0] = <uint8_t>prefix
+    cq_put_be64(key + 1, number)
+    return PyBytes_FromStringAndSize(<const char *>key, KEY_BYTES)
+
+
+cdef inline int check(cq_status status) except -1:
+    if status == CQ_NO_MEMORY:
+        raise MemoryError
+    return 0
+
+
+cdef int find_record(object chunks, uint64_t seq, uint64_t number, bint ended, cq_record *record,
+                     list keep) except -1:
+    """Finds a record in a chunk, which is then kept in ``keep``; 1 = the chunk has none."""
+    cdef bytes chunk = chunks[seq]
+    keep.append(chunk)
+    cdef cq_status status = cq_record_find(bytes_of(chunk), number, ended, record)
+    if status == CQ_MALFORMED:
+        raise CorruptRecord(f"chunk {seq} is damaged")
+    return status == CQ_FULL
+
+
+# --- views ----------------------------------------------------------------------------------------
+
+@cython.final
+cdef class TaskView:
+    cdef public str id
+    cdef public bytes id_bytes
+    cdef public str command
+    cdef public bytes payload
+    cdef public int priority
+    cdef public str webhook
+    cdef public int max_attempts
+    cdef public str tenant
+    cdef public int64_t created_ms
+    cdef public str trace_parent
+    cdef public str trace_state
+    cdef public int state
+    cdef public int attempts
+    cdef public int64_t updated_ms
+    cdef public int64_t due_ms
+    cdef public str worker
+    cdef public str error
+    cdef public int64_t ended_ms
+    cdef public int64_t expires_ms
+    cdef public bint has_record
+    cdef public object record_chunk
+    cdef public bytes result
+    cdef public bytes artifacts
+    cdef public str ended_worker
+    cdef public str ended_subject
+    cdef public object body_chunk
+
+    def __cinit__(self):
+        self.id = self.command = self.webhook = self.tenant = ""
+        self.trace_parent = self.trace_state = self.worker = self.error = ""
+        self.ended_worker = self.ended_subject = ""
+        self.id_bytes = self.payload = self.artifacts = b""
+
+    cdef int read_body(self, cq_bytes stored, uint8_t flags) except -1:
+        cdef cq_body body
+        if cq_body_read(stored, flags, &body) != CQ_DONE:
+            raise CorruptRecord(f"the stored body of task {self.id} is damaged")
+        self.command = to_text(body.command)
+        self.payload = to_bytes(body.payload)
+        self.priority = body.priority
+        self.webhook = to_text(body.webhook)
+        self.max_attempts = body.max_attempts
+        self.tenant = to_text(body.tenant)
+        self.created_ms = body.created_ms
+        self.trace_parent = to_text(body.trace_parent)
+        self.trace_state = to_text(body.trace_state)
+        return 0
+
+    cdef int read_ended(self, const cq_record *record) except -1:
+        cdef bint full = record.kind == CQ_RECORD_ENDED  # else a carried dead letter
+        self.state = record.state
+        self.attempts = record.attempts
+        self.updated_ms = self.ended_ms = record.ended_ms
+        self.expires_ms = record.expires_ms
+        self.error = to_text(record.error)
+        self.has_record = True
+        if full:
+            self.ended_worker = to_text(record.worker)
+            self.ended_subject = to_text(record.subject)
+            self.artifacts = to_bytes(record.artifacts)
+            if record.flags & CQ_RECORD_HAS_RESULT:
+                self.result = to_bytes(record.result) if record.result.len else b"null"
+        return 0
+
+    def fill(self, chunks not None):
+        cdef cq_record record
+        cdef list keep = []
+        cdef uint64_t number = cq_id_number(id_of(self.id_bytes))
+        cdef str tenant = self.tenant
+        if self.body_chunk is not None:
+            if find_record(chunks, self.body_chunk, number, False, &record, keep):
+                raise CorruptRecord(f"chunk {self.body_chunk} lacks the task {self.id}")
+            if memcmp(record.id, id_of(self.id_bytes), CQ_ID_BYTES) != 0:
+                raise KeyError(self.id)
+            self.read_body(record.stored, record.flags)
+            if self.tenant != tenant:
+                raise KeyError(self.id)
+            self.body_chunk = None
+        if self.record_chunk is not None:
+            if find_record(chunks, self.record_chunk, number, True, &record, keep):
+                raise CorruptRecord(f"chunk {self.record_chunk} lacks the end of task {self.id}")
+            self.read_ended(&record)
+            self.record_chunk = None
+
+
+cdef TaskView new_view(const uint8_t *task_id):
+    cdef TaskView view = TaskView.__new__(TaskView)
+    view.id = id_text(task_id)
+    view.id_bytes = PyBytes_FromStringAndSize(<const char *>task_id, CQ_ID_BYTES)
+    return view
+
+
+cdef TaskView view_of(const cq_slot *slot):
+    """The task as its slot has it, without the body."""
+    cdef TaskView view = new_view(slot.id)
+    view.tenant = to_text(slot.queue.tenant.name)
+    view.command = to_text(slot.queue.command)
+    view.priority = slot.priority
+    view.max_attempts = slot.max_attempts
+    view.created_ms = slot.created_ms
+    view.state = slot.state
+    view.attempts = slot.attempts
+    view.updated_ms = slot.updated_ms
+    if slot.error != NULL:
+        view.error = PyUnicode_DecodeUTF8(<const char *>slot.error.data, slot.error.len, "replace")
+    if slot.state == CQ_COMPLETED or slot.state == CQ_FAILED or slot.state == CQ_DEAD:
+        view.ended_ms = slot.updated_ms
+        view.expires_ms = slot.due_ms
+        view.has_record = True
+        view.record_chunk = slot.ended_chunk
+        if slot.holder != NULL:
+            view.ended_worker = to_text(slot.holder.worker)
+            view.ended_subject = to_text(slot.holder.subject)
+    else:
+        view.due_ms = slot.due_ms
+        if slot.holder != NULL:
+            view.worker = to_text(slot.holder.worker)
+    return view
+
+
+cdef bint is_live(const cq_slot *slot) noexcept:
+    return slot.state == CQ_READY or slot.state == CQ_DELAYED or slot.state == CQ_LEASED
+
+
+cdef cq_bytes body_of(const cq_slot *slot) noexcept:
+    cdef cq_bytes stored
+    stored.ptr = slot.body
+    stored.len = slot.body_len
+    return stored
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+@cython.final
+@cython.no_gc_clear
+cdef class Claim:
+    cdef cq_claim tasks
+    cdef Engine engine
+
+    def __cinit__(self, Engine engine not None):
+        self.engine = engine
+
+    def __dealloc__(self):
+        if self.engine is not None:
+            cq_claim_free(self.engine.core, &self.tasks)
+
+    def __len__(self):
+        return self.tasks.tasks.count
+
+    @property
+    def lease_until_ms(self):
+        return self.tasks.lease_until_ms
+
+    def missing(self):
+        cdef cq_slot *slot
+        cdef uint32_t i
+        cdef dict found = {}
+        for i in range(self.tasks.tasks.count):
+            slot = cq_claim_slot(self.engine.core, &self.tasks, i)
+            if slot != NULL and slot.body == NULL:
+                found[slot.created_chunk] = None
+        return list(found)
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+@cython.final
+cdef class Engine:
+    cdef cq_engine *core
+    cdef unsigned long thread
+    cdef uint32_t operations
+
+    def __cinit__(
+        self,
+        *,
+        uint64_t seed,
+        uint32_t shard_count=1,
+        int64_t payload_memory_bytes=536870912,
+        int64_t retention_ms=86400000,
+        int64_t dead_retention_ms=604800000,
+        int64_t key_window_ms=86400000,
+        int32_t max_attempts_default=5,
+        str backoff_policy="exp_full_jitter",
+        int64_t backoff_base_ms=5000,
+        int64_t backoff_max_ms=900000,
+        uint32_t command_labels_max=1000,
+        int64_t straggler_slack_bytes=268435456,
+    ):
+        cdef cq_settings settings
+        if backoff_policy not in BACKOFFS:
+            raise ValueError(f"unknown backoff policy {backoff_policy!r}")
+        if shard_count < 1 or max_attempts_default < 1 or backoff_base_ms < 0 or backoff_max_ms < 0:
+            raise ValueError("shard_count, max_attempts_default: at least 1; backoff: at least 0")
+        settings.seed = seed
+        settings.shard_count = shard_count
+        settings.payload_memory_bytes = payload_memory_bytes
+        settings.retention_ms = retention_ms
+        settings.dead_retention_ms = dead_retention_ms
+        settings.key_window_ms = key_window_ms
+        settings.max_attempts_default = max_attempts_default
+        settings.backoff = BACKOFFS[backoff_policy]
+        settings.backoff_base_ms = backoff_base_ms
+        settings.backoff_max_ms = backoff_max_ms
+        settings.command_labels_max = command_labels_max
+        settings.straggler_slack_bytes = straggler_slack_bytes
+        self.thread = PyThread_get_thread_ident()
+        self.core = cq_engine_new(&settings)
+        if self.core == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cq_engine_free(self.core)
+
+    cdef int enter(self) except -1:
+        if PyThread_get_thread_ident() != self.thread:
+            raise RuntimeError("the engine belongs to the thread that made it")
+        return 0
+
+    cdef int leave(self, cq_status status) except -1:
+        if CQ_DEBUG:
+            self.operations += 1
+            if self.core.live < VERIFY_ALWAYS_BELOW or self.operations % VERIFY_EVERY == 0:
+                cq_engine_verify(self.core)
+        return check(status)
+
+    # --- operations
+
+    def create(self, Creates creates not None, bytes tenant not None, int64_t now_ms):
+        cdef uint32_t made
+        self.enter()
+        self.leave(cq_task_create(self.core, creates.items, creates.count, bytes_of(tenant),
+                                  now_ms, &made))
+        return made
+
+    def claim(
+        self,
+        bytes tenant not None,
+        commands,
+        bint in_order,
+        bytes worker not None,
+        bytes subject not None,
+        int64_t count,
+        int64_t lease_ms,
+        int64_t bytes_max,
+        int64_t now_ms,
+    ):
+        cdef cq_want want
+        cdef Claim claim
+        cdef cq_bytes *runs = NULL
+        cdef tuple named = None if commands is None else tuple(commands)
+        cdef Py_ssize_t i
+        self.enter()
+        want.command_count = 0 if named is None else len(named)
+        want.commands = NULL
+        try:
+            if named is not None:
+                runs = <cq_bytes *>malloc((want.command_count + 1) * sizeof(cq_bytes))
+                if runs == NULL:
+                    raise MemoryError
+                for i in range(<Py_ssize_t>want.command_count):
+                    runs[i] = bytes_of(<bytes?>named[i])
+                want.commands = runs
+            want.tenant = bytes_of(tenant)
+            want.in_order = in_order
+            want.worker = bytes_of(worker)
+            want.subject = bytes_of(subject)
+            want.count_max = count if count > 1 else 1
+            want.lease_ms = lease_ms
+            want.bytes_max = bytes_max
+            want.now_ms = now_ms
+            claim = Claim.__new__(Claim, self)
+            self.leave(cq_task_claim(self.core, &want, &claim.tasks))
+        finally:
+            free(runs)
+        return claim if claim.tasks.tasks.count else None
+
+    def assignment(self, Claim claim not None, bint single, chunks=None):
+        cdef uint32_t i, count = claim.tasks.tasks.count
+        cdef uint32_t kept = 0
+        cdef cq_slot *slot
+        cdef list keep = []
+        cdef size_t size
+        cdef bytes message
+        self.enter()
+        cdef cq_piece *pieces = <cq_piece *>malloc((count + 1) * sizeof(cq_piece))
+        if pieces == NULL:
+            raise MemoryError
+        try:
+            for i in range(count):
+                slot = cq_claim_slot(self.core, &claim.tasks, i)
+                if slot != NULL:
+                    self.cut_piece(slot, chunks, keep, &pieces[kept])
+                    kept += 1
+            if kept == 0:
+                return b""
+            if single and kept > 1:
+                raise ValueError("a single assignment has one task")
+            size = cq_assignment_size(&claim.tasks.splice, pieces, kept)
+            message = PyBytes_FromStringAndSize(NULL, size)
+            cq_assignment_put(<uint8_t *>PyBytes_AS_STRING(message), &claim.tasks.splice, pieces,
+                              kept, single)
+        finally:
+            free(pieces)
+        self.drop_bodies(claim)
+        return message
+
+    cdef int cut_piece(self, cq_slot *slot, object chunks, list keep, cq_piece *piece) except -1:
+        cdef cq_body body
+        cdef cq_record record
+        cdef cq_bytes stored
+        if slot.body != NULL:
+            stored = body_of(slot)
+        else:
+            self.read_stored(slot, chunks, keep, &record)
+            stored = record.stored
+        if cq_body_split(stored, slot.flags, &body) != CQ_DONE:
+            raise CorruptRecord(f"the stored body of task {id_text(slot.id)} is damaged")
+        piece.head = body.head
+        piece.tail = body.tail
+        piece.attempts = slot.attempts
+        return 0
+
+    cdef int read_stored(
+        self, cq_slot *slot, object chunks, list keep, cq_record *record
+    ) except -1:
+        if chunks is None:
+            raise KeyError(slot.created_chunk)
+        if find_record(chunks, slot.created_chunk, cq_id_number(slot.id), False, record, keep):
+            raise CorruptRecord(f"chunk {slot.created_chunk} lacks the task {id_text(slot.id)}")
+        return 0
+
+    cdef void drop_bodies(self, Claim claim) noexcept:
+        cdef cq_slot *slot
+        cdef uint32_t i
+        for i in range(claim.tasks.tasks.count):
+            slot = cq_claim_slot(self.core, &claim.tasks, i)
+            if slot != NULL:
+                cq_slot_drop_body(self.core, slot)
+
+    def claimed_views(self, Claim claim not None, chunks=None):
+        cdef cq_slot *slot
+        cdef cq_record record
+        cdef TaskView view
+        cdef uint32_t i
+        cdef list views = [], keep = []
+        self.enter()
+        for i in range(claim.tasks.tasks.count):
+            slot = cq_claim_slot(self.core, &claim.tasks, i)
+            if slot == NULL:
+                continue
+            view = view_of(slot)
+            if slot.body != NULL:
+                view.read_body(body_of(slot), slot.flags)
+            else:
+                self.read_stored(slot, chunks, keep, &record)
+                view.read_body(record.stored, slot.flags)
+            views.append(view)
+        self.drop_bodies(claim)
+        return views
+
+    def delivered(self, Claim claim not None):
+        self.enter()
+        cq_claim_delivered(self.core, &claim.tasks)
+
+    def give_back(self, Claim claim not None, int64_t now_ms):
+        cdef uint32_t count
+        self.enter()
+        self.leave(cq_claim_give_back(self.core, &claim.tasks, now_ms, &count))
+        return count
+
+    cdef cq_caller caller(
+        self, bytes tenant, bytes worker, bytes subject, int64_t attempt
+    ) noexcept:
+        cdef cq_caller caller
+        caller.tenant = bytes_of(tenant)
+        caller.worker = bytes_of(worker)
+        caller.subject = bytes_of(subject)
+        caller.attempt = attempt
+        return caller
+
+    def heartbeat(
+        self, bytes task_id not None, bytes tenant not None, bytes worker not None,
+        bytes subject not None,
+        int64_t attempt, int64_t lease_ms, int64_t now_ms,
+    ):
+        cdef cq_code code
+        cdef cq_caller caller = self.caller(tenant, worker, subject, attempt)
+        self.enter()
+        self.leave(cq_task_heartbeat(self.core, id_of(task_id), &caller, lease_ms, now_ms, &code))
+        return <int>code
+
+    def abandon(
+        self, bytes task_id not None, bytes tenant not None, bytes worker not None,
+        bytes subject not None,
+        int64_t attempt, int64_t now_ms,
+    ):
+        cdef cq_code code
+        cdef cq_caller caller = self.caller(tenant, worker, subject, attempt)
+        self.enter()
+        self.leave(cq_task_abandon(self.core, id_of(task_id), &caller, now_ms, &code))
+        return <int>code
+
+    def nack(
+        self, bytes task_id not None, bytes tenant not None, bytes worker not None,
+        bytes subject not None,
+        int64_t attempt, int64_t delay_ms, bytes reason not None, int64_t now_ms,
+    ):
+        cdef cq_code code
+        cdef c_bool dead
+        cdef cq_caller caller = self.caller(tenant, worker, subject, attempt)
+        self.enter()
+        self.leave(cq_task_nack(self.core, id_of(task_id), &caller, bytes_of(reason), now_ms, &code,
+                                &delay_ms, &dead))
+        return (<int>code, delay_ms if code == CQ_OK else 0, dead != 0)
+
+    def finish(
+        self, Finishes finishes not None, bytes tenant not None, bytes worker not None,
+        bytes subject not None,
+        int64_t attempt, int64_t now_ms,
+    ):
+        cdef uint32_t ended
+        cdef cq_caller caller = self.caller(tenant, worker, subject, attempt)
+        self.enter()
+        self.leave(cq_task_finish(self.core, finishes.items, finishes.count, &caller, now_ms,
+                                  &ended))
+        return ended
+
+    def cancel(self, bytes task_id not None, bytes tenant not None, int64_t now_ms):
+        cdef cq_code code
+        self.enter()
+        self.leave(cq_task_cancel(self.core, id_of(task_id), bytes_of(tenant), now_ms, &code))
+        return <int>code
+
+    def requeue(self, bytes task_id not None, bytes tenant not None, int64_t now_ms):
+        cdef cq_code code
+        self.enter()
+        self.leave(cq_task_requeue(self.core, id_of(task_id), bytes_of(tenant), now_ms, &code))
+        return <int>code
+
+    def purge(self, bytes task_id not None, bytes tenant not None, int64_t now_ms):
+        cdef cq_code code
+        self.enter()
+        self.leave(cq_task_purge(self.core, id_of(task_id), bytes_of(tenant), now_ms, &code))
+        return <int>code
+
+    def tick(self, int64_t now_ms, int64_t limit):
+        cdef int64_t moved
+        self.enter()
+        self.leave(cq_task_tick(self.core, now_ms, limit, &moved))
+        return moved
+
+    def next_due_ms(self):
+        return self.core.due.items[0].rank if self.core.due.count else None
+
+    # --- what parked claims and watchers need
+
+    def touched(self):
+        cdef cq_queue *queue
+        cdef uint32_t i
+        cdef list touched = []
+        self.enter()
+        for i in range(self.core.touched_count):
+            queue = self.core.touched[i]
+            queue.touched_at = 0
+            touched.append((to_bytes(queue.tenant.name), to_bytes(queue.command)))
+        self.core.touched_count = 0
+        return touched
+
+    def ready_count(self, bytes tenant not None, bytes command not None):
+        cdef cq_queue *queue = cq_queue_find(self.core, bytes_of(tenant), bytes_of(command))
+        return queue.ready if queue != NULL else 0
+
+    def watch(self, bytes task_id not None):
+        cdef cq_slot *slot
+        self.enter()
+        slot = cq_table_find(&self.core.table, id_of(task_id))
+        if slot == NULL or not is_live(slot):
+            return False
+        slot.flags = slot.flags | CQ_FLAG_WATCHED
+        return True
+
+    def ended(self):
+        cdef size_t at
+        cdef list ids = []
+        self.enter()
+        for at in range(0, self.core.ended_ids.len, CQ_ID_BYTES):
+            ids.append(PyBytes_FromStringAndSize(
+                <const char *>self.core.ended_ids.data + at, CQ_ID_BYTES))
+        self.core.ended_ids.len = 0
+        return ids
+
+    # --- reading
+
+    def view(self, bytes task_id not None, bytes tenant not None):
+        cdef cq_slot *slot
+        cdef TaskView view
+        self.enter()
+        slot = cq_task_find(self.core, id_of(task_id), bytes_of(tenant))
+        if slot == NULL:
+            return None
+        view = view_of(slot)
+        if view.has_record and view.expires_ms <= self.core.now_ms:
+            return None
+        if is_live(slot) and slot.body != NULL:
+            view.read_body(body_of(slot), slot.flags)
+        else:
+            view.body_chunk = slot.created_chunk
+        return view
+
+    def directory_keys(self, bytes task_id not None):
+        cdef uint64_t number = cq_id_number(id_of(task_id))
+        if number >= self.core.next_number:
+            return []
+        return [numbered_key(c"d", number // CQ_BUCKET_SLOTS), numbered_key(c"e", number)]
+
+    def view_stored(self, bytes task_id not None, bytes tenant not None, values not None):
+        cdef uint64_t created, ended
+        cdef uint64_t number = cq_id_number(id_of(task_id))
+        cdef Py_ssize_t i
+        cdef bytes value
+        cdef cq_status status
+        cdef TaskView view
+        for i in reversed(range(len(values))):
+            value = values[i]
+            if value is None:
+                continue
+            status = cq_directory_read(bytes_of(value), i == 1, number, &created, &ended)
+            if status == CQ_MALFORMED:
+                raise CorruptRecord(f"the directory of task {id_text(id_of(task_id))} is damaged")
+            if status == CQ_DONE and created >= self.core.log.tail and ended >= self.core.log.tail:
+                view = new_view(id_of(task_id))
+                view.tenant = tenant.decode(errors="replace")
+                view.has_record = True
+                view.body_chunk = created
+                view.record_chunk = ended
+                return view
+        return None
+
+    def stats(self, bytes tenant not None, bytes command not None):
+        cdef cq_queue *queue = cq_queue_find(self.core, bytes_of(tenant), bytes_of(command))
+        if queue == NULL:
+            return (0, 0, 0, 0)
+        return (queue.ready, queue.delayed, queue.leased, queue.dead)
+
+    def queues(self, bytes tenant):
+        cdef list found = []
+        cdef cq_tenant *owner
+        cdef cq_queue *queue
+        cdef cq_node *node
+        cdef size_t i
+        self.enter()
+        if tenant is not None:
+            owner = cq_tenant_find(self.core, bytes_of(tenant))
+            queue = NULL if owner == NULL else owner.queues
+            while queue != NULL:
+                add_queue(found, queue)
+                queue = queue.next_of_tenant
+        else:
+            for i in range(self.core.queues.cap):
+                node = self.core.queues.heads[i]
+                while node != NULL:
+                    add_queue(found, <cq_queue *>node)
+                    node = node.next
+        found.sort()
+        return found
+
+    def command_stats(self):
+        cdef list stats = []
+        cdef cq_label *label = self.core.all_labels
+        self.enter()
+        while label != NULL:
+            stats.append((
+                to_text(label.name),
+                (label.created, label.claimed, label.completed, label.failed, label.expired),
+                histogram(label, 0), label.latency_s[0], histogram(label, 1), label.latency_s[1],
+            ))
+            label = label.next
+        return stats
+
+    @property
+    def live_tasks(self):
+        return self.core.live
+
+    @property
+    def body_bytes(self):
+        return self.core.body_bytes
+
+    # --- the open group
+
+    @property
+    def pending_records(self):
+        return self.core.log.records
+
+    @property
+    def pending_bytes(self):
+        return self.core.log.out.len + self.core.log.puts.len
+
+    def take(self):
+        cdef list group = []
+        cdef cq_bytes key, value
+        cdef size_t i, count, at = 0
+        cdef cq_log *log = &self.core.log
+        self.enter()
+        self.leave(cq_log_close(self.core))
+        count = cq_log_chunk(log, <size_t>-1, &value)
+        for i in range(count):
+            cq_log_chunk(log, i, &value)
+            group.append((numbered_key(c"c", log.first_seq + i), to_bytes(value)))
+        while cq_log_entry(log, &at, &key, &value):
+            group.append((to_bytes(key), to_bytes(value)))
+        cq_log_taken(self.core)
+        return group
+
+    # --- removal
+
+    def trim(self, int64_t now_ms):
+        cdef uint64_t start, end
+        self.enter()
+        if not cq_log_trim(self.core, now_ms, &start, &end):
+            return None
+        return (start, end)
+
+    def straggler_chunks(self):
+        cdef uint64_t start, end
+        self.enter()
+        if not cq_log_straggler(self.core, &start, &end):
+            return None
+        return (start, end)
+
+    def carry(self, uint64_t seq, bytes chunk not None, int64_t now_ms):
+        cdef uint32_t count
+        self.enter()
+        cdef cq_status status = cq_log_carry(self.core, seq, bytes_of(chunk), now_ms, &count)
+        if status == CQ_MALFORMED:
+            raise CorruptRecord(f"chunk {seq} is damaged")
+        self.leave(status)
+        return count
+
+    @property
+    def tail(self):
+        return self.core.log.tail
+
+    # --- recovery
+
+    def load_head(self, bytes value):
+        cdef uint32_t shard_count
+        cdef cq_status status
+        self.enter()
+        if self.core.next_number or self.core.loading:
+            raise RuntimeError("load_head is for a new engine")
+        if value is None:
+            return self.core.log.next_seq
+        status = cq_load_head(self.core, bytes_of(value), &shard_count)
+        if status == CQ_FULL:
+            raise ValueError("the store has a format that this version does not read")
+        if status == CQ_MALFORMED:
+            raise CorruptRecord("the head (key mhead) is damaged")
+        check(status)
+        if shard_count != self.core.set.shard_count:
+            raise ValueError(f"the store was made with numShards {shard_count}, "
+                             f"the settings say {self.core.set.shard_count}")
+        return self.core.scan_next
+
+    def load_segment(self, bytes key not None, bytes value not None):
+        self.enter()
+        cdef cq_status status = cq_load_segment(self.core, bytes_of(key), bytes_of(value))
+        if status == CQ_MALFORMED:
+            raise CorruptRecord(f"the segment entry {key.hex()} is damaged")
+        check(status)
+
+    def load_chunk(self, uint64_t seq, bytes chunk not None):
+        self.enter()
+        cdef cq_status status = cq_load_chunk(self.core, seq, bytes_of(chunk))
+        if status == CQ_MALFORMED:
+            raise CorruptRecord(f"chunk {seq} is damaged, or not the next ({self.core.scan_next})")
+        check(status)
+
+    def load_done(self, int64_t now_ms, int64_t lease_grace_ms):
+        self.enter()
+        cdef cq_status status = cq_load_done(self.core, now_ms, lease_grace_ms)
+        if status == CQ_MALFORMED:
+            raise CorruptRecord(
+                f"the log is not whole: chunk {self.core.scan_next} or a segment entry is missing")
+        self.leave(status)
+
+    def verify(self):
+        self.enter()
+        cq_engine_verify(self.core)
+
+    def digest(self):
+        self.enter()
+        return cq_engine_digest(self.core)
+
+
+cdef int add_queue(list found, const cq_queue *queue) except -1:
+    if queue.ready + queue.delayed + queue.leased + queue.dead:
+        found.append((to_bytes(queue.tenant.name), to_bytes(queue.command),
+                      queue.ready, queue.delayed, queue.leased, queue.dead))
+    return 0
+
+
+cdef tuple histogram(const cq_label *label, int which):
+    cdef int i
+    cdef list counts = []
+    for i in range(CQ_LATENCY_BUCKETS):
+        counts.append(label.latency[which][i])
+    return tuple(counts)

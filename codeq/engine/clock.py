@@ -1,0 +1,106 @@
+"""The only door of the engine room to time, randomness and fault points.
+
+Time is whole milliseconds since the epoch: the wall time at the start plus the monotonic clock,
+moved only forwards to follow the wall clock. A test puts its own clock in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+
+log = logging.getLogger("codeq.clock")
+
+STEP_LOGGED_MS = 1000
+
+
+class Clock:
+    """The real clock. ``now_ms`` never goes backwards."""
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self.faults = Faults.from_environment(os.environ)
+
+    def now_ms(self) -> int:
+        return (time.monotonic_ns() + self._offset_ns) // 1_000_000
+
+    def monotonic_s(self) -> float:
+        """Seconds for measuring durations; no relation to ``now_ms``."""
+        return time.monotonic()
+
+    def follow(self) -> int:
+        """Moves forwards to the wall clock if that is ahead; returns the step in ms, 0 if none.
+
+        Called now and then. A wall clock that was set back is not followed: leases and due times
+        would otherwise stand still.
+        """
+        ahead_ns = time.time_ns() - time.monotonic_ns() - self._offset_ns
+        step_ms = ahead_ns // 1_000_000
+        if abs(step_ms) > STEP_LOGGED_MS:
+            log.warning("the wall clock stepped by %d ms against the monotonic clock", step_ms)
+        if ahead_ns <= 0:
+            return 0
+        self._offset_ns += ahead_ns
+        return step_ms
+
+    def entropy(self) -> int:
+        """64 random bits to seed ids and jitter with."""
+        return int.from_bytes(os.urandom(8), "little")
+
+
+class FakeClock(Clock):
+    """A clock that moves only when told to; for tests and simulations."""
+
+    def __init__(self, now_ms: int = 1_700_000_000_000, seed: int = 1) -> None:
+        self._now_ms = now_ms
+        self._seed = seed
+        self.faults = Faults({})
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def monotonic_s(self) -> float:
+        return self._now_ms / 1000
+
+    def follow(self) -> int:
+        return 0
+
+    def entropy(self) -> int:
+        self._seed += 1
+        return self._seed
+
+    def advance(self, ms: int) -> None:
+        self._now_ms += ms
+
+
+class Faults:
+    """Named points at which a crash test lets the process die.
+
+    ``CODEQ_FAULT=name:count`` in the environment kills the process with SIGKILL when the point
+    ``name`` is passed for the ``count``-th time. Without it a point costs one dictionary look-up.
+    """
+
+    def __init__(self, plan: Mapping[str, int], strike: Callable[[], None] | None = None) -> None:
+        self._left = dict(plan)
+        self._strike = strike or _kill_self
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Faults:
+        name, _, count = environment.get("CODEQ_FAULT", "").partition(":")
+        return cls({name: int(count or 1)} if name else {})
+
+    def point(self, name: str) -> None:
+        """Passes the named point."""
+        left = self._left.get(name)
+        if left is None:
+            return
+        self._left[name] = left - 1
+        if left == 1:
+            self._strike()
+
+
+def _kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

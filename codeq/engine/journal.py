@@ -1,0 +1,184 @@
+"""Group commit: decisions collect in the open group, answers wait until the group is on disk.
+
+While one sync runs the next group collects. When the sync ends, the group becomes one RocksDB write
+on the loop thread and one sync on the helper thread. At low load an answer waits for one sync, at
+high load thousands share it.
+
+    decide ... decide      open group g+1 collects
+    [ write g ][ sync g  ] -> write g+1, start its sync -> answers of g leave
+
+A write or sync that fails is never retried and never acknowledged: ``fault`` is called once,
+nothing of this journal moves afterwards, and a restart recovers from disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from codeq.engine.clock import Clock
+from codeq.engine.store import Store
+
+log = logging.getLogger("codeq.journal")
+
+Done = Callable[[], None]
+
+
+class Runner(Protocol):
+    """What the journal and the shard need of the world: threads and timers, bound to one loop."""
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        """Runs ``work`` on the sync helper thread, then ``done(error)`` on the loop."""
+
+    def read(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+        """Runs ``work`` on the read helper thread, then ``done(result or exception)`` on the
+        loop."""
+
+    def soon(self, call: Done) -> None:
+        """Calls ``call`` on the loop after the events at hand."""
+
+    def at(self, when_ms: int, call: Done) -> Callable[[], None]:
+        """Calls ``call`` at ``when_ms`` of the clock, never before; returns a function that
+        cancels."""
+
+
+class Journal:
+    """Makes the decisions of one engine durable, a group at a time.
+
+    ``close_group`` is called once per group, before it is written: last decisions may be added
+    there. ``take`` hands out the puts of the group. ``fault`` is told a failure in one line.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        runner: Runner,
+        *,
+        close_group: Done,
+        take: Callable[[], list[tuple[bytes, bytes]]],
+        fault: Callable[[str], None],
+        sync: bool = True,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._runner = runner
+        self._close_group = close_group
+        self._take = take
+        self._fault = fault
+        self._sync = sync
+        self._puts: list[tuple[bytes, bytes]] = []
+        self._ranges: list[tuple[bytes, bytes]] = []
+        self._waiting: list[Done] = []
+        self._committing: list[Done] = []
+        self._scheduled = False
+        self._wanted = False
+        self._broken = False
+        self._write_began_s = 0.0
+        self._sync_began_s: float | None = None
+        #: called with (write + sync, sync) in seconds after each group
+        self.observe: Callable[[float, float], None] | None = None
+        self.groups = 0
+
+    # --- what the shard says
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Adds one entry of the shard's own to the open group."""
+        self._puts.append((key, value))
+
+    def delete_range(self, begin: bytes, end: bytes) -> None:
+        """Removes the keys in [begin, end) with the open group."""
+        self._ranges.append((begin, end))
+
+    def after(self, done: Done) -> None:
+        """Calls ``done`` once everything decided so far is durable; never before this call
+        returns."""
+        self._waiting.append(done)
+        self.kick()
+
+    def kick(self) -> None:
+        """Has the open group committed, after the events at hand and the sync that runs."""
+        if self._sync_began_s is not None:
+            self._wanted = True
+        elif not self._scheduled and not self._broken:
+            self._scheduled = True
+            self._runner.soon(self._commit)
+
+    @property
+    def syncing_s(self) -> float:
+        """How long the running sync has been running, 0 when none is."""
+        return 0.0 if self._sync_began_s is None else self._clock.monotonic_s() - self._sync_began_s
+
+    # --- one group
+
+    def _commit(self) -> None:
+        if self._broken or self._sync_began_s is not None:
+            self._scheduled = False
+            self._wanted = True
+            return
+        self._scheduled = True  # what closing the group adds is part of it
+        self._close_group()
+        self._scheduled = self._wanted = False
+        puts = self._take()
+        puts += self._puts
+        ranges = self._ranges
+        waiting = self._waiting
+        self._puts, self._ranges, self._waiting = [], [], []
+        if not puts and not ranges:
+            self._answer(waiting)
+            return
+        self._write(puts, ranges, waiting)
+
+    def _write(
+        self,
+        puts: Sequence[tuple[bytes, bytes]],
+        ranges: Sequence[tuple[bytes, bytes]],
+        waiting: list[Done],
+    ) -> None:
+        point = self._clock.faults.point
+        self._write_began_s = self._clock.monotonic_s()
+        point("before-write")
+        try:
+            self._store.write(puts, (), ranges)
+            sequence = self._store.sequence()
+        except Exception as error:  # rocksdict raises bare Exception
+            self._break(f"write to the store failed: {error}")
+            return
+        point("after-write")
+        self.groups += 1
+        self._committing = waiting
+        self._sync_began_s = self._clock.monotonic_s()
+        if self._sync:
+            self._runner.run(lambda: self._store.sync(sequence), self._synced)
+        else:
+            self._runner.soon(lambda: self._synced(None))
+
+    def _synced(self, error: BaseException | None) -> None:
+        if self._broken:
+            return
+        if error is not None:
+            self._break(f"sync of the store failed: {error}")
+            return
+        now_s = self._clock.monotonic_s()
+        began_s = self._sync_began_s
+        assert began_s is not None
+        if self.observe is not None:
+            self.observe(now_s - self._write_began_s, now_s - began_s)
+        self._clock.faults.point("after-sync")
+        self._sync_began_s = None
+        answers, self._committing = self._committing, []
+        if self._wanted:
+            # The next sync starts first and runs while the answers are made.
+            self._commit()
+        self._answer(answers)
+
+    def _answer(self, answers: list[Done]) -> None:
+        if answers and not self._broken:
+            self._clock.faults.point("before-ack")
+            for done in answers:
+                done()
+
+    def _break(self, message: str) -> None:
+        self._broken = True
+        self._fault(message)

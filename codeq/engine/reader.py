@@ -1,0 +1,116 @@
+"""Reads of tasks: from memory where it is, else from the store, always as durable as what they
+show.
+
+A task that is not in memory has a directory entry, which leads to the chunks of its created and its
+ended record. Both steps are one list-get each on the read helper thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from codeq.engine._engine import Engine, TaskView
+from codeq.engine.journal import Journal, Runner
+from codeq.engine.store import Store
+
+CHUNK_PREFIX = b"c"
+Views = list[TaskView | None]
+
+
+def chunk_key(sequence: int) -> bytes:
+    """The store key of a chunk."""
+    return CHUNK_PREFIX + sequence.to_bytes(8, "big")
+
+
+class Reader:
+    """Answers what tasks are, after the commit group of the newest decision is synced."""
+
+    def __init__(self, engine: Engine, store: Store, runner: Runner, journal: Journal) -> None:
+        self._engine = engine
+        self._store = store
+        self._runner = runner
+        self._journal = journal
+
+    def views(
+        self,
+        ids: Sequence[bytes | None],
+        tenant: bytes,
+        now_ms: int,
+        done: Callable[[Views], None],
+    ) -> None:
+        """Complete views of the tasks as memory has them now; None where there is none."""
+        views: Views = [None if i is None else self._engine.view(i, tenant) for i in ids]
+        absent = [n for n, i in enumerate(ids) if i is not None and views[n] is None]
+        if absent:
+            self._journal.after(partial(self._look_up, ids, absent, views, tenant, now_ms, done))
+        else:
+            self._journal.after(partial(self._fill, views, now_ms, done))
+
+    def chunks(self, sequences: Iterable[int], done: Callable[[Mapping[int, bytes]], None]) -> None:
+        """The chunks that exist among the sequences."""
+        wanted = sorted(set(sequences))
+        if not wanted:
+            done({})
+            return
+
+        def got(values: Sequence[bytes | None]) -> None:
+            done({s: v for s, v in zip(wanted, values, strict=True) if v is not None})
+
+        self._get([chunk_key(sequence) for sequence in wanted], got)
+
+    def _get(self, keys: list[bytes], done: Callable[[Sequence[bytes | None]], None]) -> None:
+        def got(result: object) -> None:
+            if isinstance(result, BaseException):
+                raise result
+            assert isinstance(result, list)
+            done(result)
+
+        self._runner.read(lambda: self._store.get(keys), got)
+
+    def _look_up(
+        self,
+        ids: Sequence[bytes | None],
+        absent: list[int],
+        views: Views,
+        tenant: bytes,
+        now_ms: int,
+        done: Callable[[Views], None],
+    ) -> None:
+        keys = [self._engine.directory_keys(ids[n] or b"") for n in absent]
+
+        def got(values: Sequence[bytes | None]) -> None:
+            at = 0
+            for n, own in zip(absent, keys, strict=True):
+                found = values[at : at + len(own)]
+                at += len(own)
+                views[n] = self._engine.view_stored(ids[n] or b"", tenant, found)
+            self._fill(views, now_ms, done)
+
+        self._get([key for own in keys for key in own], got)
+
+    def _fill(self, views: Views, now_ms: int, done: Callable[[Views], None]) -> None:
+        needed = {
+            sequence
+            for view in views
+            if view is not None
+            for sequence in (view.body_chunk, view.record_chunk)
+            if sequence is not None
+        }
+
+        def got(chunks: Mapping[int, bytes]) -> None:
+            done([_filled(view, chunks, now_ms) for view in views])
+
+        self.chunks(needed, got)
+
+
+def _filled(view: TaskView | None, chunks: Mapping[int, bytes], now_ms: int) -> TaskView | None:
+    if view is None:
+        return None
+    try:
+        view.fill(chunks)
+    except KeyError:  # removed meanwhile, or another task's number
+        return None
+    if view.has_record and view.expires_ms <= now_ms:
+        return None
+    return view

@@ -1,0 +1,513 @@
+"""One node's tasks: engine, journal and store behind the operations that the edges call.
+
+Every method runs on the loop thread, decides at once and answers through a callback, never before
+it returns and never before everything the answer rests on is on disk. Ids are texts as the client
+sent them; refusals are the numbers of codeq.errors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from codeq import errors
+from codeq.engine import _engine, targets
+from codeq.engine._engine import Claim, Engine, TaskView
+from codeq.engine._wire import Creates, Finishes, parse_id
+from codeq.engine.claims import ClaimRequest, Claims, Delivery, Waiter
+from codeq.engine.clock import Clock
+from codeq.engine.journal import Journal, Runner
+from codeq.engine.keys import Keys
+from codeq.engine.reader import Reader
+from codeq.engine.recovery import recover
+from codeq.engine.retention import Retention
+from codeq.engine.store import Store
+
+log = logging.getLogger("codeq.shard")
+
+TICK_TASKS_MAX = 10_000
+MAINTENANCE_MS = 1_000
+WEBHOOK_BYTES_MAX = 2048
+
+Number = int
+__all__ = ["ClaimRequest", "Delivery", "Shard", "ShardSettings", "Waiter"]
+
+
+class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shard needs of the settings; names and defaults as in the settings tree."""
+
+    path: Path
+    fsync_on_commit: bool = True
+    num_shards: int = 1
+    default_lease_seconds: int = 300
+    lease_max_seconds: int = 86_400
+    max_attempts_default: int = 5
+    backoff_policy: str = "exp_full_jitter"
+    backoff_base_seconds: int = 5
+    backoff_max_seconds: int = 900
+    nack_delay_max_seconds: int = 86_400
+    idempotency_window_seconds: int = 86_400
+    idempotency_lenient: bool = False
+    retention_seconds: int = 86_400
+    dead_retention_seconds: int = 604_800
+    lease_grace_seconds: int = 10
+    live_tasks_max: int = 0
+    payload_memory_bytes: int = 512 << 20
+    journal_pending_bytes: int = 64 << 20
+    disk_reserve_bytes: int = 1 << 30
+    payload_bytes_max: int = 4_128_768
+    command_labels_max: int = 1_000
+    webhooks_private: bool = False
+
+
+class ResultWait:
+    """Somebody who waits for the end of a task. ``cancel`` forgets it."""
+
+    def __init__(
+        self, waits: dict[bytes, list[ResultWait]], task_id: bytes, end: Callable[[], None]
+    ) -> None:
+        self._waits = waits
+        self._task_id = task_id
+        self._end: Callable[[], None] | None = end
+        self.stop_timer: Callable[[], None] | None = None
+        waits.setdefault(task_id, []).append(self)
+
+    def cancel(self) -> None:
+        self._end = None
+        if self.stop_timer is not None:
+            self.stop_timer()
+        others = self._waits.get(self._task_id, [])
+        if self in others:
+            others.remove(self)
+            if not others:
+                del self._waits[self._task_id]
+
+    def finish(self) -> None:
+        """The task ended or the wait is over; calls back once."""
+        end = self._end
+        self.cancel()
+        if end is not None:
+            end()
+
+
+class Shard:
+    """The operations of contract section 2 on one data folder. Make it with ``open``."""
+
+    def __init__(
+        self,
+        settings: ShardSettings,
+        clock: Clock,
+        runner: Runner,
+        store: Store,
+        engine: Engine,
+        fault: Callable[[str], None],
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.engine = engine
+        self.ready = True
+        self.refuses_creates: str | None = None
+        self._runner = runner
+        self._store = store
+        self._claims = Claims(engine)
+        self._keys = Keys(
+            store, settings.idempotency_window_seconds * 1000, lenient=settings.idempotency_lenient
+        )
+        self._waits: dict[bytes, list[ResultWait]] = {}
+        self._due: tuple[int, Callable[[], None]] | None = None
+        self._stop_maintenance: Callable[[], None] = lambda: None
+        self.journal = Journal(
+            store,
+            clock,
+            runner,
+            close_group=self._close_group,
+            take=self._take,
+            fault=fault,
+            sync=settings.fsync_on_commit,
+        )
+        self._reader = Reader(engine, store, runner, self.journal)
+        self._retention = Retention(engine, store, runner, self.journal, self._keys)
+        self._maintain()
+        self.journal.kick()
+
+    @classmethod
+    def open(
+        cls, settings: ShardSettings, clock: Clock, runner: Runner, fault: Callable[[str], None]
+    ) -> Shard:
+        """Opens the folder and rebuilds memory from it. Raises StoreError in one clear line.
+
+        ``fault`` is told when a write or sync fails; the process must then end.
+        """
+        store = Store(settings.path)
+        try:
+            engine = Engine(
+                seed=clock.entropy(),
+                shard_count=settings.num_shards,
+                payload_memory_bytes=settings.payload_memory_bytes,
+                retention_ms=settings.retention_seconds * 1000,
+                dead_retention_ms=settings.dead_retention_seconds * 1000,
+                key_window_ms=settings.idempotency_window_seconds * 1000,
+                max_attempts_default=settings.max_attempts_default,
+                backoff_policy=settings.backoff_policy,
+                backoff_base_ms=settings.backoff_base_seconds * 1000,
+                backoff_max_ms=settings.backoff_max_seconds * 1000,
+                command_labels_max=settings.command_labels_max,
+            )
+            recover(engine, store, clock, settings.num_shards, settings.lease_grace_seconds * 1000)
+            return cls(settings, clock, runner, store, engine, fault)
+        except BaseException:
+            store.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the store. Everything answered is on disk already; the rest was never promised."""
+        self.ready = False
+        self._stop_maintenance()
+        if self._due is not None:
+            self._due[1]()
+        self._store.sync(self._store.sequence())
+        self._store.close()
+
+    def drain(self, done: Callable[[], None]) -> None:
+        """Calls ``done`` when everything decided so far is on disk."""
+        self.journal.after(done)
+
+    @property
+    def waiting_claims(self) -> int:
+        """Claims that are parked until a task comes."""
+        return self._claims.parked
+
+    @property
+    def disk_free_bytes(self) -> int:
+        return self._store.free_bytes()
+
+    # --- creates
+
+    def create(
+        self,
+        creates: Creates,
+        tenant: str,
+        done: Callable[[list[TaskView | None] | None], None],
+        *,
+        views: bool = False,
+    ) -> None:
+        """Makes tasks of a batch. When ``done`` is called its codes and ids are final.
+
+        ``views``: ``done`` gets the task of each accepted item as it is now (None for a refused
+        one).
+        """
+        now_ms = self.clock.now_ms()
+        creates.check(self.settings.payload_bytes_max)
+        for index, url in creates.webhooks():
+            if not _webhook_valid(url, private=self.settings.webhooks_private):
+                creates.refuse(index, errors.WEBHOOK_INVALID.number or 0)
+        if self.refuses_creates is not None or self._overloaded(len(creates)):
+            creates.refuse_all(errors.UNAVAILABLE.number or 0)
+        fresh = self._keys.resolve(creates, tenant, now_ms)
+        self.engine.create(creates, tenant.encode(), now_ms)
+        for key, value in self._keys.note(creates, fresh, now_ms):
+            self.journal.put(key, value)
+        if views:
+            ids = [
+                creates.id_bytes(i) if code == errors.OK else None
+                for i, code in enumerate(creates.codes)
+            ]
+            self._reader.views(ids, tenant.encode(), now_ms, done)
+        else:
+            self.journal.after(lambda: done(None))
+
+    def _overloaded(self, count: int) -> bool:
+        settings = self.settings
+        if settings.live_tasks_max and self.engine.live_tasks + count > settings.live_tasks_max:
+            return True
+        return self.engine.pending_bytes > settings.journal_pending_bytes
+
+    # --- claims
+
+    def claim(self, request: ClaimRequest) -> Waiter:
+        """Takes up a claim; it is served with the open commit group, or parked."""
+        waiter = self._claims.add(request)
+        self.journal.kick()
+        return waiter
+
+    def _served(self, waiter: Waiter, claim: Claim | None) -> None:
+        if claim is None:
+            self.journal.after(lambda: None if waiter.cancelled else waiter.request.deliver(None))
+        else:
+            self.journal.after(lambda: self._load_bodies(waiter, claim))
+
+    def _load_bodies(self, waiter: Waiter, claim: Claim) -> None:
+        missing = claim.missing()
+        if missing and not waiter.cancelled:
+            self._reader.chunks(missing, lambda chunks: self._deliver(waiter, claim, chunks))
+        else:
+            self._deliver(waiter, claim, {})
+
+    def _deliver(self, waiter: Waiter, claim: Claim, chunks: Mapping[int, bytes]) -> None:
+        if waiter.cancelled:
+            self._give_back(claim)
+        elif self.clock.now_ms() >= claim.lease_until_ms:
+            self._give_back(claim)
+            self._claims.again(waiter)
+        else:
+            waiter.request.deliver(Delivery(self.engine, claim, chunks, self._give_back))
+
+    def _give_back(self, claim: Claim) -> None:
+        self.engine.give_back(claim, self.clock.now_ms())
+        self.journal.kick()
+
+    # --- lease calls
+
+    def heartbeat(
+        self,
+        task_id: str,
+        tenant: str,
+        worker: str,
+        subject: str,
+        lease_ms: int,
+        done: Callable[[Number], None],
+        *,
+        attempt: int = -1,
+    ) -> None:
+        """Sets the lease end to now + ``lease_ms``. ``worker`` "" = none named; ``attempt`` < 0 =
+        any."""
+        found = parse_id(task_id) or _NO_ID
+        now_ms = self.clock.now_ms()
+        code = self.engine.heartbeat(
+            found, tenant.encode(), worker.encode(), subject.encode(), attempt, lease_ms, now_ms
+        )
+        self._answer_lease_call(code, found, tenant, done)
+
+    def abandon(
+        self,
+        task_id: str,
+        tenant: str,
+        worker: str,
+        subject: str,
+        done: Callable[[Number], None],
+        *,
+        attempt: int = -1,
+    ) -> None:
+        """Gives the task back untried."""
+        found = parse_id(task_id) or _NO_ID
+        now_ms = self.clock.now_ms()
+        code = self.engine.abandon(
+            found, tenant.encode(), worker.encode(), subject.encode(), attempt, now_ms
+        )
+        self._answer_lease_call(code, found, tenant, done)
+
+    def nack(
+        self,
+        task_id: str,
+        tenant: str,
+        worker: str,
+        subject: str,
+        delay_seconds: int | None,
+        reason: str,
+        done: Callable[[Number, int, bool], None],
+        *,
+        attempt: int = -1,
+    ) -> None:
+        """Gives the task back after a failed try: ``done(code, applied delay in s, dead letter)``.
+
+        ``delay_seconds`` None or negative = backoff by policy; a longer one than allowed is cut.
+        """
+        found = parse_id(task_id) or _NO_ID
+        delay_ms = -1
+        if delay_seconds is not None and delay_seconds >= 0:
+            delay_ms = min(delay_seconds, self.settings.nack_delay_max_seconds) * 1000
+        code, applied_ms, dead = self.engine.nack(
+            found,
+            tenant.encode(),
+            worker.encode(),
+            subject.encode(),
+            attempt,
+            delay_ms,
+            reason.encode("utf-8", "replace"),
+            self.clock.now_ms(),
+        )
+        applied_s = -(-applied_ms // 1000)
+        self._answer_lease_call(code, found, tenant, lambda code: done(code, applied_s, dead))
+
+    def _answer_lease_call(
+        self, code: Number, task_id: bytes, tenant: str, done: Callable[[Number], None]
+    ) -> None:
+        if code != _ABSENT:
+            self.journal.after(lambda: done(code))
+            return
+
+        def found(views: list[TaskView | None]) -> None:
+            row = errors.NOT_FOUND if views[0] is None else errors.NOT_IN_PROGRESS
+            done(row.number or 0)
+
+        self._reader.views([task_id], tenant.encode(), self.clock.now_ms(), found)
+
+    # --- results
+
+    def finish(
+        self,
+        finishes: Finishes,
+        tenant: str,
+        worker: str,
+        subject: str,
+        done: Callable[[], None],
+        *,
+        attempt: int = -1,
+    ) -> None:
+        """Ends the tasks of a batch. When ``done`` is called its codes and times are final.
+
+        A result that repeats the stored one, from the same owner, is answered as the first was.
+        """
+        now_ms = self.clock.now_ms()
+        ended = self.engine.finish(
+            finishes, tenant.encode(), worker.encode(), subject.encode(), attempt, now_ms
+        )
+        late = []
+        if ended != len(finishes):
+            late = [i for i, code in enumerate(finishes.codes) if code in (_ENDED, _ABSENT)]
+        if not late:
+            self.journal.after(done)
+            return
+
+        def compare(views: list[TaskView | None]) -> None:
+            self._answer_repeats(finishes, late, views, worker, subject)
+            done()
+
+        ids: list[bytes | None] = [finishes.id_bytes(i) for i in late]
+        self._reader.views(ids, tenant.encode(), now_ms, compare)
+
+    def _answer_repeats(
+        self,
+        finishes: Finishes,
+        late: list[int],
+        views: Sequence[TaskView | None],
+        worker: str,
+        subject: str,
+    ) -> None:
+        seen: set[str] = set()
+        for index, view in zip(late, views, strict=True):
+            if view is None:
+                finishes.refuse(index, errors.TASK_NOT_FOUND.number or 0)
+            elif view.id not in seen and _repeats(finishes.item(index), view, worker, subject):
+                finishes.accept(index, view.ended_ms)
+            else:
+                finishes.refuse(index, errors.NOT_IN_PROGRESS.number or 0)
+            if view is not None:
+                seen.add(view.id)
+
+    # --- reads
+
+    def get(self, task_id: str, tenant: str, done: Callable[[TaskView | None], None]) -> None:
+        """The task as it is now, or None."""
+        self._reader.views(
+            [parse_id(task_id)], tenant.encode(), self.clock.now_ms(), lambda views: done(views[0])
+        )
+
+    def result(
+        self, task_id: str, tenant: str, wait_ms: int, done: Callable[[TaskView | None], None]
+    ) -> ResultWait | None:
+        """The task once it has ended, or as it is after ``wait_ms``; None at once when there is
+        none.
+
+        Returns a handle while it waits.
+        """
+        found = parse_id(task_id)
+        view = None if found is None else self.engine.view(found, tenant.encode())
+        live = view is not None and view.state in (_engine.READY, _engine.DELAYED, _engine.LEASED)
+        if found is None or not live or wait_ms <= 0 or not self.engine.watch(found):
+            self.get(task_id, tenant, done)
+            return None
+        wait = ResultWait(self._waits, found, lambda: self.get(task_id, tenant, done))
+        wait.stop_timer = self._runner.at(self.clock.now_ms() + wait_ms, wait.finish)
+        return wait
+
+    def stats(
+        self, tenant: str, command: str, done: Callable[[tuple[int, int, int, int]], None]
+    ) -> None:
+        """Ready, delayed, in progress and dead letters of one queue."""
+        counts = self.engine.stats(tenant.encode(), command.encode())
+        self.journal.after(lambda: done(counts))
+
+    # --- the open group, timers
+
+    def _close_group(self) -> None:
+        now_ms = self.clock.now_ms()
+        self._claims.serve(now_ms, self._served)
+        for task_id in self.engine.ended():
+            for wait in list(self._waits.get(task_id, ())):
+                wait.finish()
+        self._arm()
+
+    def _take(self) -> list[tuple[bytes, bytes]]:
+        self._keys.written()
+        return self.engine.take()
+
+    def _arm(self) -> None:
+        due_ms = self.engine.next_due_ms()
+        if self._due is not None:
+            if due_ms is not None and self._due[0] <= due_ms:
+                return
+            self._due[1]()
+            self._due = None
+        if due_ms is not None:
+            self._due = (due_ms, self._runner.at(due_ms, self._tick))
+
+    def _tick(self) -> None:
+        self._due = None
+        moved = self.engine.tick(self.clock.now_ms(), TICK_TASKS_MAX)
+        if moved == TICK_TASKS_MAX:
+            self._runner.soon(self._tick)
+        else:
+            self._arm()
+        self.journal.kick()
+
+    def _maintain(self) -> None:
+        now_ms = self.clock.now_ms()
+        self.clock.follow()
+        self.refuses_creates = None
+        if self._store.free_bytes() < self.settings.disk_reserve_bytes:
+            self.refuses_creates = "the free space of the disk is down to its reserve"
+        self._retention.run(now_ms)
+        self._stop_maintenance = self._runner.at(now_ms + MAINTENANCE_MS, self._maintain)
+
+
+_ENDED = 100  # CQ_ENDED
+_ABSENT = 101  # CQ_ABSENT
+_NO_ID = bytes(16)
+
+
+def _repeats(
+    item: tuple[str, bytes | None, str, bytes, bytes], view: TaskView, worker: str, subject: str
+) -> bool:
+    """Whether a result is the stored one again, said by who said it first."""
+    status, result, error, _, own_worker = item
+    named = own_worker.decode() or worker
+    stored_status = "COMPLETED" if view.state == _engine.COMPLETED else "FAILED"
+    owner = (
+        named == view.ended_worker if named else subject in (view.ended_worker, view.ended_subject)
+    )
+    return (
+        owner
+        and view.state != _engine.DEAD
+        and status == stored_status
+        and (result or b"null") == (view.result or b"null")
+        and error == view.error
+    )
+
+
+def _webhook_valid(url: str, *, private: bool) -> bool:
+    """Whether the URL is http(s) with a host that is no literal address of a private network."""
+    if len(url.encode()) > WEBHOOK_BYTES_MAX or any(c <= " " or c == "\x7f" for c in url):
+        return False
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in ("http", "https") or not host:
+        return False
+    return private or not targets.is_private_literal(host)

@@ -1,0 +1,233 @@
+"""The objects of the REST interface, with its names and bounds, and its times.
+
+Payloads and results are ``msgspec.Raw``: bytes that are passed on, never parsed and written again.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+#: The value of ``resultKey`` once a task has a result record.
+RESULT_KEY = "codeq:results"
+COMMANDS_MAX = 100
+WORKER_ID_BYTES_MAX = 256
+CLAIM_WAIT_SECONDS_MAX = 30
+RESULT_WAIT_SECONDS_MAX = 60
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+class Task(Struct, rename="camel", omit_defaults=True):
+    """A task as REST shows it; times are RFC 3339 in UTC; ``payload`` is the payload's text."""
+
+    id: str
+    command: str
+    payload: str
+    priority: int
+    status: str
+    last_known_location: str
+    attempts: int
+    max_attempts: int
+    tenant_id: str
+    created_at: str
+    updated_at: str
+    webhook: str = ""
+    trace_parent: str = ""
+    trace_state: str = ""
+    worker_id: str = ""
+    lease_until: str = ""
+    error: str = ""
+    result_key: str = ""
+
+
+class ResultRecord(Struct, rename="camel", omit_defaults=True):
+    """What is known of an ended task; ``result`` is any JSON value."""
+
+    task_id: str
+    status: str
+    completed_at: str
+    result: Raw | UnsetType = UNSET
+    error: str = ""
+    artifacts: Raw | UnsetType = UNSET
+
+
+class QueueStats(Struct, rename="camel", omit_defaults=True):
+    """Depths of one queue. ``tenant_id`` is filled for operators only."""
+
+    command: str
+    ready: int
+    delayed: int
+    in_progress: int
+    dlq: int
+    tenant_id: str = ""
+
+
+class ItemRefusal(Struct, rename="camel", omit_defaults=True):
+    """Stands in a batch's answer where the refused item was; ``task_id`` for results only."""
+
+    code: str
+    message: str
+    error: str
+    task_id: str = ""
+
+
+class CreatedItem(Struct):
+    """An accepted item of a batch of creates."""
+
+    task: Task
+
+
+class ResultItem(Struct, rename="camel"):
+    """An accepted item of a batch of results."""
+
+    task_id: str
+    result: ResultRecord
+
+
+class Results(Struct):
+    """Answer of both batch routes, in the order of the request."""
+
+    results: list[CreatedItem | ResultItem | ItemRefusal]
+
+
+class Tasks(Struct):
+    """Answer of a batch claim."""
+
+    tasks: list[Task]
+
+
+class TaskResult(Struct):
+    """Answer of GET /tasks/{id}/result for an ended task."""
+
+    task: Task
+    result: ResultRecord
+
+
+# --- requests; None is absent --------------------------------------------------------------------
+
+
+class CreateBody(Struct, rename="camel"):
+    """Body of POST /tasks and item of POST /tasks/batch."""
+
+    command: str | None = None
+    payload: Raw = Raw()
+    priority: int | None = None
+    webhook: str | None = None
+    max_attempts: int | None = None
+    idempotency_key: str | None = None
+    run_at: str | None = None
+    delay_seconds: int | None = None
+
+
+class CreateBatchBody(Struct):
+    """The object form of a batch of creates."""
+
+    tasks: list[CreateBody] | None = None
+
+
+class RawCreateBatchBody(Struct):
+    """The same with items not looked at, to find out which of them are bad."""
+
+    tasks: list[Raw] | None = None
+
+
+class ClaimBody(Struct, rename="camel"):
+    """Body of POST /tasks/claim and, with ``count``, of POST /tasks/claim/batch."""
+
+    commands: list[str] | None = None
+    lease_seconds: int | None = None
+    wait_seconds: int | None = None
+    worker_id: str | None = None
+    count: int | None = None
+
+
+class LeaseBody(Struct, rename="camel"):
+    """Body of heartbeat, abandon and nack; each reads its own fields."""
+
+    worker_id: str | None = None
+    attempt: int | None = None
+    extend_seconds: int | None = None
+    delay_seconds: int | None = None
+    reason: str | None = None
+
+
+class Artifact(Struct, rename="camel"):
+    """One artifact of a result as sent."""
+
+    name: str | None = None
+    url: str | None = None
+    content_base64: str | None = None
+    content_type: str | None = None
+
+
+class ResultBody(Struct, rename="camel"):
+    """Body of POST /tasks/{id}/result and, with ``task_id``, item of POST /tasks/batch/results."""
+
+    task_id: str | None = None
+    status: str | None = None
+    result: Raw = Raw()
+    error: str | None = None
+    artifacts: list[Artifact] | None = None
+    worker_id: str | None = None
+    attempt: int | None = None
+
+
+class ResultBatchBody(Struct, rename="camel"):
+    """Body of POST /tasks/batch/results."""
+
+    results: list[ResultBody] | None = None
+    worker_id: str | None = None
+
+
+class RawResultBatchBody(Struct, rename="camel"):
+    """The same with items not looked at, to find out which of them are bad."""
+
+    results: list[Raw] | None = None
+    worker_id: str | None = None
+
+
+# --- times ---------------------------------------------------------------------------------------
+
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?(?:[Zz]|([+-])([01]\d|2[0-3]):([0-5]\d))",
+    re.ASCII,
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@lru_cache(maxsize=1024)
+def _seconds_text(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+
+
+@lru_cache(maxsize=1024)
+def rfc3339(time_ms: int) -> str:
+    """RFC 3339 text in UTC, with milliseconds, of a time in ms since the epoch."""
+    seconds, ms = divmod(time_ms, 1000)
+    return f"{_seconds_text(seconds)}.{ms:03d}Z"
+
+
+def parse_rfc3339(text: str) -> int | None:
+    """Milliseconds since the epoch, rounded up; None when the text is not RFC 3339."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        return None
+    day, clock, fraction, sign, hours, minutes = match.groups()
+    try:
+        moment = datetime.fromisoformat(f"{day}T{clock}+00:00")
+    except ValueError:
+        return None
+    ms = round((moment - _EPOCH).total_seconds()) * 1000
+    if fraction is not None:
+        digits = fraction.ljust(3, "0")
+        ms += int(digits[:3]) + (1 if digits[3:].strip("0") else 0)
+    if sign is not None:
+        offset_ms = (int(hours) * 60 + int(minutes)) * 60_000
+        ms += -offset_ms if sign == "+" else offset_ms
+    return ms

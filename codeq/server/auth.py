@@ -1,0 +1,320 @@
+"""Who is calling: tokens to principals, and what each class of route asks of them.
+
+A provider turns a token into a ``Principal`` or raises ``AuthError``. ``Auth`` holds the provider
+of producer tokens and that of worker tokens and answers for both edges.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from codeq.config import Config, ConfigError
+from codeq.errors import CodeqError
+
+SCOPE_CLAIM = "codeq:claim"
+SCOPE_HEARTBEAT = "codeq:heartbeat"
+SCOPE_ABANDON = "codeq:abandon"
+SCOPE_NACK = "codeq:nack"
+SCOPE_RESULT = "codeq:result"
+SCOPE_SUBSCRIBE = "codeq:subscribe"
+WORKER_SCOPES = frozenset(
+    (SCOPE_CLAIM, SCOPE_HEARTBEAT, SCOPE_ABANDON, SCOPE_NACK, SCOPE_RESULT, SCOPE_SUBSCRIBE)
+)
+SCOPE_ADMIN = "codeq:admin"
+SCOPE_OPERATOR = "codeq:operator"
+WILDCARD = "*"
+
+TENANT_CLAIMS = ("tid", "tenantId", "tenant_id", "organizationId", "organization_id")
+_TENANT = re.compile(r"[a-z][a-z0-9-]{1,62}", re.ASCII)
+
+
+class AuthError(CodeqError):
+    """The caller is not let in. ``slug`` is unauthenticated, permission-denied or unavailable."""
+
+
+def _unauthenticated(message: str) -> AuthError:
+    return AuthError("unauthenticated", message)
+
+
+class Principal:
+    """A token's bearer, as one provider sees it. Made once per token, so all is worked out here.
+
+    ``tenant`` is empty when the claims name none or contradict each other; ``Auth`` hands out no
+    such principal. ``event_types`` are the commands the bearer may claim, trimmed UTF-8;
+    ``any_command`` when the wildcard is among them. ``expires_ms`` is the end of the token in ms
+    since the epoch, None if it has none.
+    """
+
+    __slots__ = (
+        "any_command",
+        "email",
+        "event_types",
+        "expires_ms",
+        "has_event_types",
+        "is_admin",
+        "is_operator",
+        "scopes",
+        "subject",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        subject: str,
+        scopes: Iterable[str],
+        event_types: Iterable[str],
+        claims: dict[str, Any],
+        *,
+        email: str = "",
+        expires_ms: int | None = None,
+    ) -> None:
+        self.subject = subject.strip()
+        self.email = email
+        self.expires_ms = expires_ms
+        self.scopes = frozenset(scopes)
+        names = [name.strip() for name in event_types]
+        self.has_event_types = any(names)
+        self.any_command = WILDCARD in names
+        self.event_types = tuple(
+            dict.fromkeys(name.encode() for name in names if name and name != WILDCARD)
+        )
+        self.tenant = tenant_of(claims, self.subject)
+        role = claims.get("role")
+        is_admin_role = isinstance(role, str) and role.strip().upper() == "ADMIN"
+        self.is_operator = SCOPE_OPERATOR in self.scopes
+        self.is_admin = SCOPE_ADMIN in self.scopes or self.is_operator or is_admin_role
+
+    def as_worker(self) -> Principal:
+        """The same bearer with the six worker scopes and every event type."""
+        worker = Principal(
+            self.subject,
+            WORKER_SCOPES,
+            (WILDCARD,),
+            {},
+            email=self.email,
+            expires_ms=self.expires_ms,
+        )
+        worker.tenant = self.tenant
+        return worker
+
+    def may_claim(self, command: bytes) -> bool:
+        """Whether the bearer may claim this command (trimmed)."""
+        return self.any_command or command in self.event_types
+
+
+def tenant_of(claims: dict[str, Any], subject: str) -> str:
+    """The tenant named by the claims, else by the subject; empty when there is none to trust."""
+    named = [claims[name] for name in TENANT_CLAIMS if name in claims]
+    if not named:
+        named = [subject]
+    tenants = {value.strip() if isinstance(value, str) else "" for value in named}
+    tenant = tenants.pop()
+    return tenant if not tenants and _TENANT.fullmatch(tenant) else ""
+
+
+def words(value: Any) -> list[str]:
+    """Scopes of a claim: words of a text, or the texts of a list."""
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, list):
+        return [item for item in value if isinstance(item, str)]
+    return []
+
+
+class Provider(Protocol):
+    """Knows tokens."""
+
+    def identify(self, token: str) -> Principal:
+        """The bearer of a token; raises AuthError (unauthenticated) with the reason."""
+
+
+class StaticProvider:
+    """One token, from the settings."""
+
+    def __init__(self, key: str, settings: Any) -> None:
+        """``settings`` is the token or a mapping; a ConfigError names ``key``."""
+        given = {"token": settings} if isinstance(settings, str) else settings
+        if not isinstance(given, dict):
+            raise ConfigError(key, "static needs a token")
+        for name in given:
+            if name not in ("token", "subject", "email", "scopes", "eventTypes", "raw"):
+                raise ConfigError(f"{key}.{name}", "unknown key")
+        self._token = _text(key, given, "token", "").strip().encode()
+        if not self._token:
+            raise ConfigError(f"{key}.token", "is missing")
+        raw = given.get("raw") or {}
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{key}.raw", "must be a mapping")
+        self._principal = Principal(
+            _text(key, given, "subject", "static"),
+            [*_list(key, given, "scopes"), *words(raw.get("scope")), *words(raw.get("scopes"))],
+            _list(key, given, "eventTypes") or _list(f"{key}.raw", raw, "eventTypes"),
+            raw,
+            email=_text(key, given, "email", ""),
+        )
+
+    def identify(self, token: str) -> Principal:
+        """The one bearer; compared in constant time."""
+        if hmac.compare_digest(token.strip().encode(), self._token):
+            return self._principal
+        raise _unauthenticated("invalid token")
+
+
+def _text(key: str, given: dict[str, Any], name: str, default: str) -> str:
+    value = given.get(name)
+    if value is None:
+        return default
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ConfigError(f"{key}.{name}", "must be a text")
+    return value
+
+
+def _list(key: str, given: dict[str, Any], name: str) -> list[str]:
+    value = given.get(name)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return value.split()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{key}.{name}", "must be a list of texts")
+    return value
+
+
+def build_provider(config: Config, role: str) -> Provider | None:
+    """The provider of a role (producer or worker) as the settings want it; None = none set."""
+    name = getattr(config, f"{role}_auth_provider")
+    key = f"{role}AuthConfig"
+    if not name:
+        return None
+    if name == "static":
+        return StaticProvider(key, getattr(config, f"{role}_auth_config"))
+    raise ConfigError(f"{role}AuthProvider", f"provider {name} is not available in this release")
+
+
+def bearer(header: bytes | None) -> str:
+    """The token of an Authorization header; raises AuthError."""
+    if header is None:
+        raise _unauthenticated("missing Authorization header")
+    parts = header.split()
+    if len(parts) != 2 or parts[0].lower() != b"bearer":
+        raise _unauthenticated("invalid Authorization format")
+    try:
+        return parts[1].decode()
+    except UnicodeDecodeError:
+        raise _unauthenticated("invalid token") from None
+
+
+class Auth:
+    """What each class of routes, and each stream, asks of a token."""
+
+    def __init__(
+        self,
+        producers: Provider | None,
+        workers: Provider | None,
+        *,
+        allow_producer_as_worker: bool = False,
+    ) -> None:
+        self._producers = producers
+        self._workers = workers
+        self._allow_producer_as_worker = allow_producer_as_worker
+
+    @classmethod
+    def from_config(cls, config: Config) -> Auth:
+        """Builds both providers; raises ConfigError."""
+        return cls(
+            build_provider(config, "producer"),
+            build_provider(config, "worker"),
+            allow_producer_as_worker=config.allow_producer_as_worker,
+        )
+
+    @property
+    def has_producers(self) -> bool:
+        """Whether producer tokens can be accepted at all."""
+        return self._producers is not None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether worker tokens can be accepted at all."""
+        return self._workers is not None or (
+            self._allow_producer_as_worker and self._producers is not None
+        )
+
+    def producer(self, token: str) -> Principal:
+        """A producer with a tenant."""
+        if self._producers is None:
+            raise AuthError("unavailable", "producer validator not configured")
+        return _with_tenant(self._producers.identify(token))
+
+    def worker(self, token: str, scope: str | None = None) -> Principal:
+        """A worker with subject, event types, scopes and tenant, and with this scope if one is
+        given. With allowProducerAsWorker a token that only passes as producer passes too."""
+        principal = self._worker_principal(token)
+        if scope is not None and scope not in principal.scopes:
+            raise AuthError("permission-denied", "missing scope")
+        return principal
+
+    def any(self, token: str) -> Principal:
+        """A worker, else a producer; either with a tenant."""
+        if self._producers is None and self._workers is None:
+            raise AuthError("unavailable", "producer validator not configured")
+        for provider in (self._workers, self._producers):
+            principal = _identify(provider, token)
+            if principal is not None and (provider is self._producers or principal.has_event_types):
+                return _with_tenant(principal)
+        raise _unauthenticated("invalid token")
+
+    def admin(self, token: str) -> Principal:
+        """A producer who may administer the own tenant (operators: every tenant)."""
+        principal = self.producer(token)
+        if not principal.is_admin:
+            raise AuthError("permission-denied", "admin only")
+        return principal
+
+    def _worker_principal(self, token: str) -> Principal:
+        try:
+            if self._workers is None:
+                raise AuthError("unavailable", "worker validator not configured")
+            principal = _complete_worker(self._workers.identify(token))
+        except AuthError:
+            producer = self._producer_as_worker(token)
+            if producer is None:
+                raise
+            return producer
+        return _with_tenant(principal)
+
+    def _producer_as_worker(self, token: str) -> Principal | None:
+        if not self._allow_producer_as_worker:
+            return None
+        principal = _identify(self._producers, token)
+        return None if principal is None else _with_tenant(principal).as_worker()
+
+
+def _identify(provider: Provider | None, token: str) -> Principal | None:
+    """As ``identify``, with None for a refused token."""
+    if provider is None:
+        return None
+    try:
+        return provider.identify(token)
+    except AuthError:
+        return None
+
+
+def _with_tenant(principal: Principal) -> Principal:
+    if not principal.tenant:
+        raise AuthError("permission-denied", "invalid tenant claims")
+    return principal
+
+
+def _complete_worker(principal: Principal) -> Principal:
+    if not principal.subject:
+        raise _unauthenticated("missing subject")
+    if not principal.has_event_types:
+        raise _unauthenticated("missing eventTypes")
+    if not principal.scopes:
+        raise _unauthenticated("missing scope")
+    return principal

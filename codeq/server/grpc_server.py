@@ -1,0 +1,223 @@
+"""The transport under streams.py: one gRPC listener for producers or for workers.
+
+Messages pass as raw bytes. Each stream has one reader and one writer task on the server's loop. The
+writer is the task that gRPC cancels when the client goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from codeq.config import Config, parse_address
+from codeq.engine.shard import Shard
+from codeq.server.auth import Auth
+from codeq.server.streams import Edge, InFlight, ProducerSession, Session, WorkerSession
+
+log = logging.getLogger("codeq.streams")
+
+SERVICES: dict[str, tuple[str, type[Session]]] = {
+    "producer": ("producerpb.ProducerStream", ProducerSession),
+    "worker": ("workerpb.WorkerStream", WorkerSession),
+}
+PING_IDLE_MS = 30_000
+PING_TIMEOUT_MS = 10_000
+#: How long an ended call may take to tell its reader, once the server has stopped.
+READERS_SECONDS = 1.0
+
+
+class Listener:
+    """A running listener. ``address`` is "host:port" with the real port."""
+
+    def __init__(self, edge: Edge, server: grpc.aio.Server, address: str) -> None:
+        self.address = address
+        self.readers: set[asyncio.Task[None]] = set()
+        self._edge = edge
+        self._server = server
+
+    @property
+    def streams(self) -> int:
+        """Open streams."""
+        return len(self._edge.sessions)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Ends all streams with UNAVAILABLE, after the acknowledgements they are owed; what is left
+        after ``grace_seconds`` is cut off."""
+        self._edge.stop()
+        await self._server.stop(grace_seconds)
+        if self.readers:
+            await asyncio.wait(self.readers, timeout=READERS_SECONDS)
+
+
+class Bell:
+    """Wakes the one task that waits. A ring that nobody waits for is lost."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+
+class Stream:
+    """Carries messages between one call and its session."""
+
+    def __init__(self, edge: Edge, session_class: type[Session], context: Any) -> None:
+        self._context = context
+        self._may_read = Bell()
+        self._may_write = Bell()
+        self._session = session_class(edge, self._may_read.ring, self._may_write.ring)
+
+    async def read(self) -> None:
+        """Reads until the session wants no more or the call is over."""
+        session = self._session
+        read = self._context.read
+        while session.status is None:
+            if not session.may_read():
+                await self._may_read.wait()
+                continue
+            try:
+                message = await read()
+            except Exception as fault:
+                log.debug("stream ended while reading: %r", fault)
+                return
+            if message is grpc.aio.EOF:
+                session.half_close()
+                return
+            self._receive(message)
+
+    def _receive(self, message: bytes) -> None:
+        try:
+            self._session.receive(message)
+        except Exception:
+            log.exception("an event was not handled; its stream ends")
+            self._session.fail()
+
+    async def write(self) -> None:
+        """Writes what the session has to say until it is over."""
+        session = self._session
+        write = self._context.write
+        try:
+            while not session.over:
+                message = self._take()
+                if message is not None:
+                    await write(message)
+                    session.sent()
+                elif not session.over:
+                    await self._may_write.wait()
+        except grpc.aio.BaseError as fault:
+            log.debug("stream ended while writing: %r", fault)
+        finally:
+            session.close()
+
+    def _take(self) -> bytes | None:
+        try:
+            return self._session.take()
+        except Exception:
+            log.exception("an answer could not be made; its stream ends")
+            self._session.fail()
+            return None
+
+    def end(self) -> None:
+        """Sets the status that the call ends with."""
+        status = self._session.status
+        if status is not None and status.code != "OK":
+            self._context.set_code(getattr(grpc.StatusCode, status.code))
+            self._context.set_details(status.text)
+
+
+def _options(config: Config) -> list[tuple[str, int]]:
+    return [
+        # Another process on the same port would otherwise take half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.bdp_probe", 1),
+        ("grpc.max_receive_message_length", config.streams.receive_bytes),
+        ("grpc.max_send_message_length", config.streams.send_bytes),
+        # Dead peers are found, so that their Readys go away.
+        ("grpc.keepalive_time_ms", PING_IDLE_MS),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Clients may ping as often as they like: some measure bandwidth with it.
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+async def _listen(config: Config, kind: str, address: str) -> tuple[grpc.aio.Server, str]:
+    """A bound server that is not yet started, and "host:port" with its real port."""
+    host, port = parse_address(f"{kind}StreamAddr", address)
+    name = f"[{host}]" if ":" in host else host
+    complaint = f"cannot listen on {name}:{port} for {kind} streams"
+    if port:
+        _probe(host, port, complaint)
+    server = grpc.aio.server(
+        options=_options(config), maximum_concurrent_rpcs=config.limits.connections
+    )
+    try:
+        bound = server.add_insecure_port(f"{name}:{port}")
+    except RuntimeError as fault:
+        await server.stop(None)
+        raise OSError(f"{complaint}: {fault}") from None
+    return server, f"{name}:{bound}"
+
+
+def _probe(host: str, port: int, complaint: str) -> None:
+    """Binds and lets go, because the gRPC library does not tell the reason of a failure."""
+    try:
+        family, *_, at = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(at)
+            probe.listen(1)
+    except OSError as fault:
+        raise OSError(f"{complaint}: {fault.strerror}") from None
+
+
+async def start(
+    shard: Shard,
+    auth: Auth,
+    config: Config,
+    kind: str,
+    address: str,
+    *,
+    in_flight: InFlight | None = None,
+) -> Listener:
+    """Opens a listener for "producer" or "worker" streams on ``address`` (port 0: a free one).
+
+    ``in_flight`` bounds the events in hand; listeners that share it share the bound. Raises OSError
+    with one clear line when the address cannot be used.
+    """
+    service, session_class = SERVICES[kind]
+    server, bound = await _listen(config, kind, address)
+    in_flight = in_flight or InFlight(config.limits.inflight_bytes)
+    edge = Edge(shard, auth, config, asyncio.get_running_loop().call_later, in_flight)
+    listener = Listener(edge, server, bound)
+
+    async def stream(_: object, context: Any) -> None:
+        call = Stream(edge, session_class, context)
+        reader = asyncio.create_task(call.read())
+        listener.readers.add(reader)
+        reader.add_done_callback(listener.readers.discard)
+        await call.write()
+        call.end()
+
+    handler = grpc.stream_stream_rpc_method_handler(stream)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {"Stream": handler}),)
+    )
+    await server.start()
+    return listener

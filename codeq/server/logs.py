@@ -1,0 +1,59 @@
+"""Logging to standard error, as text or as one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from codeq.model import rfc3339
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+class TextFormatter(logging.Formatter):
+    """``time level logger: message``"""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """RFC 3339 in UTC."""
+        return rfc3339(int(record.created * 1000))
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time, level, logger, message and, for faults, the trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": rfc3339(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["trace"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def configure(level: str, form: str) -> None:
+    """Sends every record of ``level`` and above to standard error, and nothing anywhere else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(LEVELS[level])
+    for name in ("_granian", "granian.access"):
+        # The HTTP server brings handlers of its own that write to standard output, and warns of
+        # its embedded form at every start.
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(max(LEVELS[level], logging.ERROR))

@@ -1,0 +1,165 @@
+"""What a scrape shows: the counters of engine, journal and process, read when asked for."""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from codeq import __version__
+from codeq.engine.shard import Shard
+
+#: seconds from create to end
+LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+#: seconds of a commit, a sync, or a block of the loop
+SHORT_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+OTHER = "_other"
+
+
+class Histogram:
+    """Counts of durations by bucket. ``observe`` is called from one thread."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(SHORT_BUCKETS) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(SHORT_BUCKETS, seconds)] += 1
+        self._sum_s += seconds
+
+    def family(self, name: str, text: str) -> Metric:
+        """The samples as the scrape wants them."""
+        family = HistogramMetricFamily(name, text)
+        family.add_metric([], _cumulative(SHORT_BUCKETS, self._counts), self._sum_s)
+        return family
+
+
+class Metrics(Collector):
+    """Everything one scrape shows.
+
+    ``commit``, ``sync`` and ``loop_blocked`` are fed by the process; ``streams`` maps a kind of
+    stream to a function that counts the open ones.
+    """
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4.encode()
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self.commit = Histogram()
+        self.sync = Histogram()
+        self.loop_blocked = Histogram()
+        self.streams: dict[str, Callable[[], int]] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def observe_commit(self, commit_s: float, sync_s: float) -> None:
+        """One commit group: the time of write and sync together, and that of the sync."""
+        self.commit.observe(commit_s)
+        self.sync.observe(sync_s)
+
+    def scrape(self) -> bytes:
+        """The text of a scrape."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: keeps the registry from collecting when this is registered."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of codeq."""
+        yield from self._tasks()
+        yield from self._queues()
+        yield self.commit.family("codeq_commit_seconds", "Write and sync of a commit group.")
+        yield self.sync.family("codeq_sync_seconds", "Sync of a commit group.")
+        yield self.loop_blocked.family(
+            "codeq_loop_blocked_seconds", "How late a timer of the event loop was."
+        )
+        yield from self._process()
+
+    def _tasks(self) -> Iterator[Metric]:
+        created = CounterMetricFamily(
+            "codeq_task_created", "Tasks created, replays not counted.", labels=["command"]
+        )
+        claimed = CounterMetricFamily("codeq_task_claimed", "Claims.", labels=["command"])
+        completed = CounterMetricFamily(
+            "codeq_task_completed", "Ends of tasks, on every path.", labels=["command", "status"]
+        )
+        expired = CounterMetricFamily("codeq_lease_expired", "Leases over.", labels=["command"])
+        latency = HistogramMetricFamily(
+            "codeq_task_processing_latency_seconds",
+            "From create to end.",
+            labels=["command", "status"],
+        )
+        for name, counts, done, done_s, failed, failed_s in self._shard.engine.command_stats():
+            created.add_metric([name], counts[0])
+            claimed.add_metric([name], counts[1])
+            completed.add_metric([name, "COMPLETED"], counts[2])
+            completed.add_metric([name, "FAILED"], counts[3])
+            expired.add_metric([name], counts[4])
+            for status, buckets, sum_s in (
+                ("COMPLETED", done, done_s),
+                ("FAILED", failed, failed_s),
+            ):
+                latency.add_metric([name, status], _cumulative(LATENCY_BUCKETS, buckets), sum_s)
+        yield from (created, claimed, completed, expired, latency)
+
+    def _queues(self) -> Iterator[Metric]:
+        labels = {row[0] for row in self._shard.engine.command_stats()}
+        depths: dict[str, list[int]] = {}
+        for row in self._shard.engine.queues(None):
+            command, counts = row[1], row[2:]
+            name = command.decode("utf-8", "replace")
+            known = depths.setdefault(name if name in labels else OTHER, [0, 0, 0, 0])
+            for place in range(4):
+                known[place] += counts[place]
+        depth = GaugeMetricFamily(
+            "codeq_queue_depth", "Tasks by place, over all tenants.", labels=["command", "queue"]
+        )
+        dead = GaugeMetricFamily("codeq_dlq_depth", "Dead letters.", labels=["command"])
+        for name, known in depths.items():
+            for queue, count in zip(("ready", "delayed", "in_progress", "dlq"), known, strict=True):
+                depth.add_metric([name, queue], count)
+            dead.add_metric([name], known[3])
+        yield from (depth, dead)
+
+    def _process(self) -> Iterator[Metric]:
+        shard = self._shard
+        yield GaugeMetricFamily(
+            "codeq_waiting_claims", "Claims parked until a task comes.", shard.waiting_claims
+        )
+        streams = GaugeMetricFamily("codeq_streams", "Open streams.", labels=["kind"])
+        for kind, count in self.streams.items():
+            streams.add_metric([kind], count())
+        yield streams
+        yield GaugeMetricFamily(
+            "codeq_live_tasks", "Tasks that have not ended.", shard.engine.live_tasks
+        )
+        yield GaugeMetricFamily(
+            "codeq_disk_free_bytes", "Free space of the data folder.", shard.disk_free_bytes
+        )
+        build = InfoMetricFamily("codeq_build", "The program.")
+        build.add_metric([], {"version": __version__, "python": platform.python_version()})
+        yield build
+
+
+def _cumulative(bounds: Iterable[float], counts: Iterable[int]) -> list[tuple[str, float]]:
+    """Buckets as the scrape wants them: each holds all that is below it."""
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets

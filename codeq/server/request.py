@@ -1,0 +1,346 @@
+"""One REST exchange: what the handlers see of a request, and what they answer.
+
+No routes here, and nothing that knows what a task is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from codeq.config import Config
+from codeq.engine.shard import Shard
+from codeq.errors import BODY_INVALID, SLUGS, CodeqError, Refusal
+from codeq.server.auth import Auth, Principal
+from codeq.server.streams import InFlight
+
+T = TypeVar("T")
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+HEADERS_BYTES_MAX = 32 << 10
+REQUEST_ID_CHARS_MAX = 128
+STALL_SECONDS = 30
+RETRY_AFTER_SECONDS = 1
+
+JSON_TYPE: Header = (b"content-type", b"application/json; charset=utf-8")
+CLOSE: Header = (b"connection", b"close")
+
+encode = msgspec.json.Encoder().encode
+
+
+class Reply:
+    """An answer. ``settle`` is called once it is known whether the client could be told:
+    with True when the transport took it whole, with False when the client had gone."""
+
+    __slots__ = ("body", "headers", "settle", "status")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        headers: tuple[Header, ...] = (JSON_TYPE,),
+        settle: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers
+        self.settle = settle
+
+
+NO_CONTENT = Reply(204, b"", ())
+
+
+class Refused(Exception):
+    """Ends a request with this reply."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+class ClientGone(Exception):
+    """The client went away before its request was whole; nobody can be answered."""
+
+
+def error_body(slug: str, message: str, **more: Any) -> dict[str, Any]:
+    """The one shape of every error."""
+    return {"code": slug, "message": message, "error": message, **more}
+
+
+def error_reply(slug: str, message: str, **more: Any) -> Reply:
+    """An error with the status of its slug; ``more`` are further members of the body."""
+    status, _ = SLUGS[slug]
+    headers: tuple[Header, ...] = (JSON_TYPE,)
+    if status == 503:
+        headers += ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),)
+    elif status == 401:
+        headers += ((b"www-authenticate", b"Bearer"),)
+    return Reply(status, encode(error_body(slug, message, **more)), headers)
+
+
+def refusal_reply(row: Refusal) -> Reply:
+    """The answer for one row of the table of refusals."""
+    return error_reply(row.slug, row.message)
+
+
+def refuse(slug: str, message: str) -> CodeqError:
+    """The exception that ends a request with this refusal."""
+    return CodeqError(slug, message)
+
+
+NO_ROUTE = error_reply("not-found", "not found")
+INTERNAL = error_reply("internal", "internal error")
+UNAVAILABLE = error_reply("unavailable", "unavailable")
+HEADERS_TOO_LARGE = Reply(
+    431, encode(error_body("validation-error", "request headers too large")), (JSON_TYPE, CLOSE)
+)
+BODY_TOO_LARGE = Reply(
+    413, encode(error_body("payload-too-large", "request body too large")), (JSON_TYPE, CLOSE)
+)
+STALLED = Reply(
+    408, encode(error_body("validation-error", "request body stalled")), (JSON_TYPE, CLOSE)
+)
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The body as the decoder's type, or the refusal ``invalid body``."""
+    try:
+        if not body.isascii():
+            body.decode()  # the decoder does not look into what it passes over
+        return decoder.decode(body)
+    except (ValueError, RecursionError):
+        raise Refused(INVALID_BODY) from None
+
+
+INVALID_BODY = refusal_reply(BODY_INVALID)
+
+
+class Edge:
+    """What all handlers share; one per listener."""
+
+    def __init__(self, shard: Shard, auth: Auth, config: Config, in_flight: InFlight) -> None:
+        self.shard = shard
+        self.auth = auth
+        self.config = config
+        self.clock = shard.clock
+        self.in_flight = in_flight
+        self.loop = asyncio.get_running_loop()
+        self.stopping = False
+        self.reading = Reading(self.loop)
+        self._waits: set[Callable[[], None]] = set()
+
+    def require_ready(self) -> None:
+        """Refuses while creates and claims are not served."""
+        if self.stopping or not self.shard.ready:
+            raise Refused(UNAVAILABLE)
+
+    def require_creates(self, tenant: str) -> None:
+        """Refuses while no creates are taken, or none of the tenant."""
+        self.require_ready()
+        if self.shard.refuses_creates is not None:
+            raise refuse("unavailable", self.shard.refuses_creates)
+        if not self.in_flight.room(tenant):
+            raise refuse("unavailable", "too many bytes in hand")
+
+    def add_wait(self, end: Callable[[], None]) -> None:
+        """``end`` is called when the server stops, unless ``drop_wait`` is called before."""
+        self._waits.add(end)
+
+    def drop_wait(self, end: Callable[[], None]) -> None:
+        self._waits.discard(end)
+
+    def stop(self) -> None:
+        """Ends every wait; what arrives from now on is refused as unavailable."""
+        self.stopping = True
+        for end in list(self._waits):
+            end()
+
+
+class Reading:
+    """Requests whose body is being read, so that one that stalls can be ended.
+
+    One timer for all of them: a timer per request would be paid by every request.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._since: dict[asyncio.Task[Any], float] = {}
+        self._stalled: set[asyncio.Task[Any]] = set()
+        self._armed = False
+
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        """A part of the body is awaited from now on."""
+        self._since[task] = self._loop.time()
+        if not self._armed:
+            self._armed = True
+            self._loop.call_later(1, self._sweep)
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        self._since.pop(task, None)
+
+    def took(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task was cancelled because its body stalled; said once."""
+        if task not in self._stalled:
+            return False
+        self._stalled.discard(task)
+        task.uncancel()
+        return True
+
+    def _sweep(self) -> None:
+        oldest = self._loop.time() - STALL_SECONDS
+        for task, since in list(self._since.items()):
+            if since <= oldest:
+                self.end(task)
+                self._stalled.add(task)
+                task.cancel()
+        self._armed = bool(self._since)
+        if self._armed:
+            self._loop.call_later(1, self._sweep)
+
+
+_request_ids = int.from_bytes(os.urandom(16))
+
+
+def _new_request_id() -> bytes:
+    global _request_ids
+    _request_ids = (_request_ids + 1) & (2**128 - 1)
+    return b"%032x" % _request_ids
+
+
+class Request:
+    """One request. ``variable`` is the variable part of the path, still percent-encoded."""
+
+    __slots__ = (
+        "_held",
+        "_receive",
+        "_tenant",
+        "_watch",
+        "gone",
+        "headers",
+        "headers_bytes",
+        "query",
+        "request_id",
+        "variable",
+    )
+
+    def __init__(self, scope: Message, receive: Receive) -> None:
+        self._receive = receive
+        self._watch: asyncio.Task[None] | None = None
+        self._held = 0
+        self._tenant = ""
+        self.gone = False
+        self.variable = b""
+        self.query: bytes = scope["query_string"]
+        headers: dict[bytes, bytes] = {}
+        size = 0
+        for name, value in scope["headers"]:
+            headers[name] = value
+            size += len(name) + len(value)
+        self.headers = headers
+        self.headers_bytes = size
+        own = headers.get(b"x-request-id")
+        self.request_id = own if own is not None and _visible(own) else _new_request_id()
+
+    async def body(self, edge: Edge, principal: Principal) -> bytes:
+        """The whole body. Refuses one over the limit or one that stalls. Its bytes count as in
+        hand until ``end``."""
+        limit = edge.config.limits.body_bytes
+        announced = _length(self.headers.get(b"content-length"))
+        if announced > limit:
+            raise Refused(BODY_TOO_LARGE)
+        self._tenant = principal.tenant
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._next_part(edge)
+            if message["type"] != "http.request":
+                raise ClientGone
+            part: bytes = message["body"]
+            size += len(part)
+            if size > limit:
+                raise Refused(BODY_TOO_LARGE)
+            if part:
+                edge.in_flight.take(self._tenant, len(part))
+                self._held = size
+            if size == announced or not message["more_body"]:
+                # The transport's empty last message is left to ``watch``; it costs a task switch.
+                return part if not parts else b"".join((*parts, part))
+            parts.append(part)
+
+    async def _next_part(self, edge: Edge) -> Message:
+        task = asyncio.current_task()
+        assert task is not None
+        edge.reading.begin(task)
+        try:
+            return await self._receive()
+        except asyncio.CancelledError:
+            if edge.reading.took(task):
+                raise Refused(STALLED) from None
+            raise
+        finally:
+            edge.reading.end(task)
+
+    def end(self, edge: Edge) -> None:
+        """The exchange is over."""
+        if self._held:
+            edge.in_flight.release(self._tenant, self._held)
+            self._held = 0
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def watch(self, lost: Callable[[], None]) -> None:
+        """Calls ``lost`` and sets ``gone`` when the client goes away; for requests that wait."""
+        self._watch = asyncio.get_running_loop().create_task(self._until_gone(lost))
+
+    async def _until_gone(self, lost: Callable[[], None]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        lost()
+
+    def text(self) -> str:
+        """The variable part of the path, decoded; empty when it is not UTF-8."""
+        raw = self.variable
+        try:
+            return (unquote_to_bytes(raw) if b"%" in raw else raw).decode()
+        except UnicodeDecodeError:
+            return ""
+
+    def parameter(self, name: bytes) -> str:
+        """The first value of a query parameter; empty when there is none."""
+        for pair in self.query.split(b"&"):
+            key, _, value = pair.partition(b"=")
+            if key == name:
+                return unquote_to_bytes(value.replace(b"+", b" ")).decode("utf-8", "replace")
+        return ""
+
+
+def _length(header: bytes | None) -> int:
+    """Content-Length, or -1."""
+    return int(header) if header is not None and header.isdigit() else -1
+
+
+def _visible(text: bytes) -> bool:
+    return 0 < len(text) <= REQUEST_ID_CHARS_MAX and all(0x21 <= char <= 0x7E for char in text)
+
+
+def settle(future: asyncio.Future[T], value: T) -> None:
+    """Sets the result of a future that may have been given up."""
+    if not future.done():
+        future.set_result(value)
+
+
+def promise(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
+    """A future for one callback's value, and that callback."""
+    future: asyncio.Future[Any] = loop.create_future()
+    return future, partial(settle, future)

@@ -1,0 +1,197 @@
+"""The REST edge: an ASGI application that finds the route, lets the caller in, and answers.
+
+Errors become statuses here and nowhere else. What the routes do is in rest_tasks and rest_leases.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from codeq.config import Config
+from codeq.engine.shard import Shard
+from codeq.errors import CodeqError
+from codeq.server import auth, rest_leases, rest_tasks
+from codeq.server.auth import Auth, Principal, bearer
+from codeq.server.metrics import Metrics
+from codeq.server.request import (
+    HEADERS_BYTES_MAX,
+    HEADERS_TOO_LARGE,
+    INTERNAL,
+    NO_ROUTE,
+    UNAVAILABLE,
+    ClientGone,
+    Edge,
+    Header,
+    Message,
+    Receive,
+    Refused,
+    Reply,
+    Request,
+    Send,
+    error_reply,
+)
+from codeq.server.streams import InFlight
+
+log = logging.getLogger("codeq.rest")
+
+PREFIX = b"/v1/codeq"
+#: A sync that runs longer makes the node not ready
+SYNC_SECONDS_MAX = 5
+SERVER: Header = (b"server", b"codeq")
+
+Handler = Callable[[Edge, Request, Principal], Awaitable[Reply]]
+Admit = Callable[[Auth, str], Principal]
+
+
+class Route(NamedTuple):
+    """What a route asks of the token, and what it does."""
+
+    admit: Admit
+    handle: Handler
+
+
+def _worker(scope: str) -> Admit:
+    return lambda known, token: known.worker(token, scope)
+
+
+_CLAIM = _worker(auth.SCOPE_CLAIM)
+
+#: Routes without a variable part, by method and path
+STATIC: dict[tuple[str, bytes], Route] = {
+    ("POST", PREFIX + b"/tasks"): Route(Auth.producer, rest_tasks.create),
+    ("POST", PREFIX + b"/tasks/batch"): Route(Auth.producer, rest_tasks.create_batch),
+    ("POST", PREFIX + b"/tasks/claim"): Route(_CLAIM, rest_leases.claim),
+    ("POST", PREFIX + b"/tasks/claim/batch"): Route(_CLAIM, rest_leases.claim_batch),
+    ("POST", PREFIX + b"/tasks/batch/results"): Route(
+        _worker(auth.SCOPE_RESULT), rest_leases.result_batch
+    ),
+    ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
+}
+#: Routes with one variable part, written {}, by method and path behind the prefix
+VARIABLE: dict[tuple[str, bytes], Route] = {
+    ("GET", b"tasks/{}"): Route(Auth.any, rest_tasks.get_task),
+    ("GET", b"tasks/{}/result"): Route(Auth.any, rest_tasks.get_result),
+    ("POST", b"tasks/{}/heartbeat"): Route(_worker(auth.SCOPE_HEARTBEAT), rest_leases.heartbeat),
+    ("POST", b"tasks/{}/abandon"): Route(_worker(auth.SCOPE_ABANDON), rest_leases.abandon),
+    ("POST", b"tasks/{}/nack"): Route(_worker(auth.SCOPE_NACK), rest_leases.nack),
+    ("POST", b"tasks/{}/result"): Route(_worker(auth.SCOPE_RESULT), rest_leases.result),
+    ("GET", b"admin/queues/{}"): Route(Auth.admin, rest_tasks.queue_stats),
+}
+_HEALTHY = Reply(200, b'{"status":"ok"}')
+
+
+class RestApp:
+    """The ASGI application. Make it inside the loop it is to run in."""
+
+    def __init__(
+        self, shard: Shard, known: Auth, config: Config, metrics: Metrics, in_flight: InFlight
+    ) -> None:
+        self.edge = Edge(shard, known, config, in_flight)
+        self._metrics = metrics
+        self._open = {b"/healthz": self._healthz, b"/readyz": self._readyz}
+        self._open[b"/metrics"] = self._scrape
+
+    def stop(self) -> None:
+        """Ends the waits; readyz and what needs the shard answer 503 from now on."""
+        self.edge.stop()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        try:
+            reply = await self._answer(scope["method"], scope["raw_path"], request)
+            await _write(reply, request, send)
+        finally:
+            request.end(self.edge)
+
+    async def _answer(self, method: str, path: bytes, request: Request) -> Reply:
+        """Every outcome of a request as a reply."""
+        try:
+            if request.headers_bytes > HEADERS_BYTES_MAX:
+                return HEADERS_TOO_LARGE
+            route = self._route(method, path, request)
+            if route is None:
+                return self._outside(method, path)
+            token = bearer_of(request, route)
+            principal = route.admit(self.edge.auth, token)
+            return await route.handle(self.edge, request, principal)
+        except Refused as refused:
+            return refused.reply
+        except CodeqError as error:
+            return error_reply(error.slug, error.message)
+        except ClientGone:
+            return UNAVAILABLE
+        except Exception:
+            log.exception("a fault in %s %s", method, path.decode("ascii", "replace"))
+            return INTERNAL
+
+    def _route(self, method: str, path: bytes, request: Request) -> Route | None:
+        route = STATIC.get((method, path))
+        if route is not None:
+            return route
+        path = path.removesuffix(b"/")
+        if not path.startswith(PREFIX + b"/"):
+            return None
+        return STATIC.get((method, path)) or _variable(method, path, request)
+
+    def _outside(self, method: str, path: bytes) -> Reply:
+        """The routes that need no token, and all that is no route."""
+        handle = self._open.get(path.removesuffix(b"/") or path)
+        return NO_ROUTE if handle is None or method != "GET" else handle()
+
+    def _healthz(self) -> Reply:
+        return _HEALTHY
+
+    def _readyz(self) -> Reply:
+        edge = self.edge
+        shard = edge.shard
+        if edge.stopping or not shard.ready or shard.refuses_creates is not None:
+            return UNAVAILABLE
+        if shard.journal.syncing_s > SYNC_SECONDS_MAX:
+            return UNAVAILABLE
+        return _HEALTHY
+
+    def _scrape(self) -> Reply:
+        return Reply(200, self._metrics.scrape(), ((b"content-type", self._metrics.content_type),))
+
+
+def _variable(method: str, path: bytes, request: Request) -> Route | None:
+    """The route of a path with a variable part, which is left in the request."""
+    parts = path[len(PREFIX) + 1 :].split(b"/")
+    place = 1 if parts[0] == b"tasks" else 2
+    if len(parts) <= place or not parts[place]:
+        return None
+    request.variable = parts[place]
+    parts[place] = b"{}"
+    return VARIABLE.get((method, b"/".join(parts)))
+
+
+def bearer_of(request: Request, route: Route) -> str:
+    """The token of the request; routes open to any token say only that theirs is invalid."""
+    try:
+        return bearer(request.headers.get(b"authorization"))
+    except auth.AuthError:
+        if route.admit is Auth.any:
+            raise auth.AuthError("unauthenticated", "invalid token") from None
+        raise
+
+
+async def _write(reply: Reply, request: Request, send: Send) -> None:
+    """Hands the reply to the transport and settles it."""
+    settle = reply.settle
+    if settle is not None and request.gone:
+        settle(False)
+        return
+    headers = [*reply.headers, (b"x-request-id", request.request_id), SERVER]
+    try:
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+    except BaseException:
+        if settle is not None:
+            settle(False)
+        raise
+    if settle is not None:
+        settle(not request.gone)

@@ -1,0 +1,254 @@
+"""REST for those who make tasks and look at them: creates, reads, queue statistics."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+from msgspec import Raw
+
+from codeq.engine._wire import Creates
+from codeq.engine.shard import TaskView
+from codeq.errors import (
+    BODY_INVALID,
+    BY_NUMBER,
+    COMMAND_INVALID,
+    DELAY_INVALID,
+    OK,
+    PRIORITY_INVALID,
+    RUN_AT_INVALID,
+    TASK_NOT_FOUND,
+    UNAVAILABLE,
+    Refusal,
+)
+from codeq.model import (
+    INT32_MAX,
+    INT32_MIN,
+    RESULT_WAIT_SECONDS_MAX,
+    CreateBatchBody,
+    CreateBody,
+    CreatedItem,
+    ItemRefusal,
+    QueueStats,
+    RawCreateBatchBody,
+    Task,
+    TaskResult,
+    parse_rfc3339,
+)
+from codeq.server.auth import Principal
+from codeq.server.request import (
+    INVALID_BODY,
+    Edge,
+    Refused,
+    Reply,
+    Request,
+    decode,
+    encode,
+    error_reply,
+    promise,
+    refusal_reply,
+)
+from codeq.server.views import item_refusal, record_of, task_of
+
+TRACE_BYTES_MAX = 512
+COMMAND_BYTES_MAX = 256
+
+_create = msgspec.json.Decoder(CreateBody)
+_create_list: msgspec.json.Decoder[list[CreateBody]] = msgspec.json.Decoder(list[CreateBody])
+_create_batch = msgspec.json.Decoder(CreateBatchBody)
+_raw_list = msgspec.json.Decoder(list[Raw])
+_raw_batch = msgspec.json.Decoder(RawCreateBatchBody)
+
+_TASK_ABSENT = error_reply("not-found", "not found")
+_RESULT_TASK_ABSENT = refusal_reply(TASK_NOT_FOUND)
+_RAFT_OFF = Reply(200, b'{"enabled":false,"numGroups":0}')
+
+
+# --- creates -------------------------------------------------------------------------------------
+
+
+async def create(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /tasks"""
+    edge.require_creates(principal.tenant)
+    item = decode(_create, await request.body(edge, principal))
+    payload = bytes(item.payload)
+    if payload in (b"", b"null"):
+        raise Refused(INVALID_BODY)
+    creates = Creates()
+    _add(creates, item, payload, _trace(request))
+    [made] = await _make(edge, creates, principal)
+    if isinstance(made, Refusal):
+        return refusal_reply(made)
+    return Reply(edge.config.compat.create_status, encode(made))
+
+
+async def create_batch(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /tasks/batch: a bad item is refused in its place, the others are one commit."""
+    edge.require_creates(principal.tenant)
+    body = await request.body(edge, principal)
+    bare = body.lstrip(b" \t\r\n")[:1] == b"["
+    items = _batch_items(body, bare=bare)
+    if not items:
+        raise Refused(INVALID_BODY)
+    largest = edge.config.limits.create_batch
+    if len(items) > largest:
+        return error_reply("validation-error", f"batch size exceeds maximum of {largest}")
+    creates = Creates()
+    trace = _trace(request)
+    for item in items:
+        if item is None:
+            creates.add_refused(BODY_INVALID.number or 0)
+        else:
+            payload = bytes(item.payload)
+            _add(creates, item, payload or b"null", trace)
+    results: list[CreatedItem | ItemRefusal] = [
+        item_refusal(made) if isinstance(made, Refusal) else CreatedItem(made)
+        for made in await _make(edge, creates, principal)
+    ]
+    return Reply(200, encode(results if bare else {"results": results}))
+
+
+def _batch_items(body: bytes, *, bare: bool) -> list[CreateBody | None]:
+    """The items of a batch; None for one that is no create. All at once where all are good."""
+    try:
+        items = decode(_create_list, body) if bare else decode(_create_batch, body).tasks
+        return [*(items or ())]
+    except Refused:
+        raws = decode(_raw_list, body) if bare else decode(_raw_batch, body).tasks or []
+        return [_batch_item(bytes(raw)) for raw in raws]
+
+
+def _batch_item(raw: bytes) -> CreateBody | None:
+    try:
+        return decode(_create, raw)
+    except Refused:
+        return None
+
+
+def _add(creates: Creates, item: CreateBody, payload: bytes, trace: tuple[bytes, bytes]) -> None:
+    """Appends an item as it was sent, or its refusal."""
+    row = _refusal_of(item)
+    run_at_ms = None
+    if row is None and item.run_at is not None:
+        run_at_ms = parse_rfc3339(item.run_at)
+        if run_at_ms is None:
+            row = RUN_AT_INVALID
+    if row is not None:
+        creates.add_refused(row.number or 0)
+        return
+    creates.add(
+        (item.command or "").encode(),
+        payload,
+        priority=item.priority or 0,
+        webhook=(item.webhook or "").encode(),
+        max_attempts=max(item.max_attempts or 0, INT32_MIN),
+        key=(item.idempotency_key or "").encode(),
+        run_at_ms=run_at_ms,
+        delay_seconds=item.delay_seconds or 0,
+        trace_parent=trace[0],
+        trace_state=trace[1],
+    )
+
+
+def _refusal_of(item: CreateBody) -> Refusal | None:
+    """What is out of the bounds of the numbers."""
+    if item.priority is not None and not INT32_MIN <= item.priority <= INT32_MAX:
+        return PRIORITY_INVALID
+    if item.delay_seconds is not None and not 0 <= item.delay_seconds <= INT32_MAX:
+        return DELAY_INVALID
+    if item.max_attempts is not None and item.max_attempts > INT32_MAX:
+        return BODY_INVALID
+    return None
+
+
+def _trace(request: Request) -> tuple[bytes, bytes]:
+    """The trace headers, as kept on the task."""
+    parent = request.headers.get(b"traceparent", b"")
+    state = request.headers.get(b"tracestate", b"")
+    return _kept(parent), _kept(state)
+
+
+def _kept(header: bytes) -> bytes:
+    return header if len(header) <= TRACE_BYTES_MAX and header.isascii() else b""
+
+
+async def _make(edge: Edge, creates: Creates, principal: Principal) -> list[Task | Refusal]:
+    """What became of each item, once it is durable."""
+    answer, done = promise(edge.loop)
+    edge.shard.create(creates, principal.tenant, done, views=True)
+    views: list[TaskView | None] = await answer
+    return [
+        # An accepted item without a task repeats one that was removed this very moment.
+        (task_of(view) if view is not None else UNAVAILABLE) if number == OK else BY_NUMBER[number]
+        for number, view in zip(creates.codes, views, strict=True)
+    ]
+
+
+# --- reads ---------------------------------------------------------------------------------------
+
+
+async def get_task(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /tasks/{id}"""
+    answer, done = promise(edge.loop)
+    edge.shard.get(request.text(), principal.tenant, done)
+    view: TaskView | None = await answer
+    return _TASK_ABSENT if view is None else Reply(200, encode(task_of(view)))
+
+
+async def get_result(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /tasks/{id}/result?waitSeconds=N"""
+    answer, done = promise(edge.loop)
+    wait_ms = wait_seconds(request.parameter(b"waitSeconds")) * 1000
+    wait = edge.shard.result(request.text(), principal.tenant, wait_ms, done)
+    view: TaskView | None
+    if wait is None:
+        view = await answer
+    else:
+        give_up = partial(done, None)
+        request.watch(give_up)
+        edge.add_wait(give_up)
+        try:
+            view = await answer
+        finally:
+            wait.cancel()
+            edge.drop_wait(give_up)
+    if view is None:
+        edge.require_ready()
+        return _RESULT_TASK_ABSENT
+    task = task_of(view)
+    if not view.has_record:
+        return error_reply("not-found", "result not found", status=task.status)
+    return Reply(200, encode(TaskResult(task, record_of(view))))
+
+
+def wait_seconds(text: str) -> int:
+    """``waitSeconds`` of a query: cut to its bounds, nonsense is 0."""
+    if not (text.isascii() and text.isdecimal()):
+        return 0
+    return min(int(text[:9]), RESULT_WAIT_SECONDS_MAX)
+
+
+async def queue_stats(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /admin/queues/{command}; for an operator that of ``tenant``, or of all together."""
+    command = request.text().strip()
+    if not command or len(command.encode()) > COMMAND_BYTES_MAX:
+        return refusal_reply(COMMAND_INVALID)
+    tenant = request.parameter(b"tenant") if principal.is_operator else principal.tenant
+    answer, done = promise(edge.loop)
+    edge.shard.stats(tenant or principal.tenant, command, done)
+    counts: tuple[int, int, int, int] = await answer
+    if not tenant:
+        counts = _all_tenants(edge, command.encode())
+    return Reply(200, encode(QueueStats(command, *counts, tenant if principal.is_operator else "")))
+
+
+def _all_tenants(edge: Edge, command: bytes) -> tuple[int, int, int, int]:
+    """Depths of a command's queues over all tenants; grows with the number of queues."""
+    rows = [row[2:] for row in edge.shard.engine.queues(None) if row[1] == command]
+    ready, delayed, leased, dead = (sum(column) for column in zip((0, 0, 0, 0), *rows, strict=True))
+    return ready, delayed, leased, dead
+
+
+async def raft_status(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /raft/status: replication is off."""
+    return _RAFT_OFF

@@ -1,0 +1,567 @@
+"""Producer and worker sessions: message bytes in, message bytes out; no transport, no event loop.
+
+Whoever moves the bytes (grpc_server.py, or a test) hands each message to ``receive`` while
+``may_read`` allows it, asks ``take`` for the next message to write, says ``sent`` once the
+transport has accepted it, and ends the stream with ``status`` as soon as the session is ``over``.
+
+An event is *in hand* from ``receive`` until the transport has accepted its answer. Acknowledgements
+are encoded when the transport is ready for them: all batches that a commit group finished, and what
+finished while an earlier message was being written, share one message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol, cast
+
+from codeq import errors
+from codeq.config import Config
+from codeq.engine import _wire
+from codeq.engine.shard import Shard
+from codeq.server.auth import Auth, AuthError, Principal
+from codeq.server.readys import Assignment, ReadyRefused, Readys
+
+WORKER_ID_BYTES_MAX = 256
+
+SCOPES = {
+    _wire.READY: "codeq:claim",
+    _wire.RESULT: "codeq:result",
+    _wire.RESULT_BATCH: "codeq:result",
+    _wire.NACK: "codeq:nack",
+    _wire.HEARTBEAT: "codeq:heartbeat",
+    _wire.ABANDON: "codeq:abandon",
+}
+
+
+class Status(NamedTuple):
+    """How a stream ends: a gRPC code name and its text."""
+
+    code: str
+    text: str
+
+
+class HelloRefused(Exception):
+    """The Hello does not open the stream; ``status`` says how it ends."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.status = Status(code, text)
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class InFlight:
+    """Bytes of the events in hand over all streams, by tenant.
+
+    Once ``bytes_max`` is spent, only streams of tenants below their equal share may read on.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._total = 0
+        self._used: dict[str, int] = {}
+        self._waiting: dict[str, set[Callable[[], None]]] = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes in hand now."""
+        return self._total
+
+    def room(self, tenant: str) -> bool:
+        """Whether a stream of the tenant may read its next message."""
+        if self._total < self._bytes_max:
+            return True
+        tenants = len(self._used) + (tenant not in self._used)
+        return self._used.get(tenant, 0) < self._bytes_max // tenants
+
+    def wait(self, tenant: str, wake: Callable[[], None]) -> None:
+        """Calls ``wake`` once when there may be room for the tenant again."""
+        self._waiting.setdefault(tenant, set()).add(wake)
+
+    def take(self, tenant: str, size: int) -> None:
+        self._total += size
+        self._used[tenant] = self._used.get(tenant, 0) + size
+
+    def release(self, tenant: str, size: int) -> None:
+        self._total -= size
+        left = self._used.pop(tenant, 0) - size
+        if left:
+            self._used[tenant] = left
+        if self._waiting:
+            self._wake(tenant)
+
+    def _wake(self, tenant: str) -> None:
+        woken: list[Callable[[], None]] = []
+        if self._total < self._bytes_max:
+            woken = [wake for wakes in self._waiting.values() for wake in wakes]
+            self._waiting.clear()
+        elif self.room(tenant):
+            woken = list(self._waiting.pop(tenant, ()))
+        for wake in woken:
+            wake()
+
+
+class Edge:
+    """What the streams of one listener share.
+
+    ``call_later(seconds, callback)`` returns a timer with ``cancel``.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        auth: Auth,
+        config: Config,
+        call_later: Callable[[float, Callable[[], None]], Timer],
+        in_flight: InFlight,
+    ) -> None:
+        self.shard = shard
+        self.auth = auth
+        self.config = config
+        self.call_later = call_later
+        self.in_flight = in_flight
+        self.sessions: set[Session] = set()
+
+    def stop(self) -> None:
+        """Ends every stream with UNAVAILABLE, once the acknowledgements it is owed are written."""
+        for session in list(self.sessions):
+            session.end("UNAVAILABLE", "server is stopping")
+
+
+class Outgoing(NamedTuple):
+    """One message to write, and what is settled when the transport has accepted it."""
+
+    message: bytes
+    events: int = 0
+    size: int = 0
+    assignment: Assignment | None = None
+
+
+class Session:
+    """What both kinds of stream have in common: Hello, bounds, the way to the end.
+
+    ``wake_reader`` and ``wake_writer`` are called when ``may_read`` or ``take`` may answer
+    otherwise than before. ``status`` is None until the stream is to end.
+    """
+
+    def __init__(
+        self, edge: Edge, wake_reader: Callable[[], None], wake_writer: Callable[[], None]
+    ) -> None:
+        streams = edge.config.streams
+        self.status: Status | None = None
+        self._edge = edge
+        self._shard = edge.shard
+        self._in_flight = edge.in_flight
+        self._wake_reader = wake_reader
+        self._wake_writer = wake_writer
+        self._principal: Principal | None = None
+        self._tenant = ""
+        self._events_max = streams.inflight_max
+        self._bytes_max = streams.inflight_bytes
+        self._message_bytes_max = streams.send_bytes
+        self._events = 0
+        self._bytes = 0
+        self._reader_waits = False
+        self._out: deque[Outgoing] = deque()
+        self._current: Outgoing | None = None
+        self._closed = False
+        self._failed = False
+        self._timer: Timer | None = None
+        self._start_timer(streams.hello_timeout_seconds, self._hello_overdue)
+        edge.sessions.add(self)
+
+    # --- what the transport calls
+
+    def may_read(self) -> bool:
+        """Whether the next message may be read; if not, ``wake_reader`` is called later."""
+        full = self._events >= self._events_max or self._bytes >= self._bytes_max
+        if not full and self._has_room():
+            return True
+        self._reader_waits = True
+        return False
+
+    def receive(self, message: bytes) -> None:
+        """Takes one message from the client; never blocks."""
+        if self.status is not None:
+            return
+        size = len(message)
+        self._events += 1
+        self._bytes += size
+        self._in_flight.take(self._tenant, size)
+        try:
+            kind, event = self._decode(message)
+        except _wire.WireError as fault:
+            self._release(1, size)
+            self.end("INVALID_ARGUMENT", f"malformed message: {fault}")
+            return
+        if self._principal is None:
+            self._open(kind, event, size)
+        else:
+            self._handle(kind, event, size)
+
+    def half_close(self) -> None:
+        """The client will send nothing more."""
+        self.end("OK", "")
+
+    def take(self) -> bytes | None:
+        """The next message to write, None when there is none now; ``sent`` must follow each."""
+        if not self._out:
+            self._refill()
+            if not self._out:
+                return None
+        self._current = self._out.popleft()
+        return self._current.message
+
+    def sent(self) -> None:
+        """The transport has accepted the whole message of the last ``take``."""
+        current = self._current
+        assert current is not None
+        self._current = None
+        if current.events:
+            self._release(current.events, current.size)
+        if current.assignment is not None:
+            self._delivered(current.assignment, len(current.message))
+
+    @property
+    def over(self) -> bool:
+        """The stream is to end, and all that the client is owed is written."""
+        if self.status is None or self._current is not None:
+            return False
+        return self._closed or self._failed or self._events == 0
+
+    def end(self, code: str, text: str) -> None:
+        """Reads no more; work in hand is finished and its acknowledgements are written first."""
+        if self.status is not None:
+            return
+        self.status = Status(code, text)
+        self._stop_timer()
+        self._drop_waiting()
+        self._wake_reader()
+        self._wake_writer()
+
+    def fail(self) -> None:
+        """A fault of the server: the stream ends at once, without what is in hand."""
+        self.end("INTERNAL", "internal error")
+        self._failed = True
+        self._wake_writer()
+
+    def close(self) -> None:
+        """The transport is gone: what it has not accepted was not delivered. May be repeated."""
+        self.end("CANCELLED", "stream closed")
+        if self._closed:
+            return
+        self._closed = True
+        current, self._current = self._current, None
+        if current is not None and current.assignment is not None:
+            current.assignment.delivery.give_back()
+        if self._bytes:
+            self._in_flight.release(self._tenant, self._bytes)
+        self._out.clear()
+        self._edge.sessions.discard(self)
+
+    # --- Hello
+
+    def _open(self, kind: int, event: object, size: int) -> None:
+        try:
+            if kind != _wire.HELLO:
+                raise HelloRefused("FAILED_PRECONDITION", "first event must be Hello")
+            principal, ack = self._welcome(event)
+        except AuthError as refused:
+            self._release(1, size)
+            self.end(*auth_status(refused))
+            return
+        except HelloRefused as refused:
+            self._release(1, size)
+            self.end(*refused.status)
+            return
+        self._stop_timer()
+        self._principal = principal
+        self._in_flight.release(self._tenant, size)
+        self._tenant = principal.tenant
+        self._in_flight.take(self._tenant, size)
+        self._watch_expiry()
+        self._reply(ack, size)
+
+    def _hello_overdue(self) -> None:
+        self.end("DEADLINE_EXCEEDED", "no Hello within the time allowed")
+
+    def _watch_expiry(self) -> None:
+        """Ends the stream with its token, if so set; far ends are looked at again daily."""
+        expires_ms = None if self._principal is None else self._principal.expires_ms
+        if expires_ms is None or not self._edge.config.streams.end_at_token_expiry:
+            return
+        left_ms = expires_ms - self._shard.clock.now_ms()
+        if left_ms <= 0:
+            self.end("UNAUTHENTICATED", "auth failed: token expired")
+        else:
+            self._start_timer(min(left_ms / 1000, 86400.0), self._watch_expiry)
+
+    def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._timer = self._edge.call_later(seconds, callback)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- events in hand
+
+    def _release(self, events: int, size: int) -> None:
+        self._events -= events
+        self._bytes -= size
+        self._in_flight.release(self._tenant, size)
+        if self._reader_waits:
+            self._reader_waits = False
+            self._wake_reader()
+
+    def _reply(self, message: bytes, size: int) -> None:
+        """Queues the whole answer to one event of ``size`` bytes."""
+        if not self._closed:
+            self._out.append(Outgoing(message, 1, size))
+            self._wake_writer()
+
+    def _queue(self, messages: list[bytes], events: int, size: int) -> None:
+        """Queues the answer to several events; they are in hand until its last message is out."""
+        last = messages.pop()
+        self._out.extend(Outgoing(message) for message in messages)
+        self._out.append(Outgoing(last, events, size))
+
+    def _shared_room(self) -> bool:
+        if self._in_flight.room(self._tenant):
+            return True
+        self._in_flight.wait(self._tenant, self._wake_reader)
+        return False
+
+    # --- what the two kinds do in their own way
+
+    def _decode(self, message: bytes) -> tuple[int, object]:
+        raise NotImplementedError
+
+    def _welcome(self, event: object) -> tuple[Principal, bytes]:
+        """Who speaks, and the HelloAck; raises AuthError or HelloRefused."""
+        raise NotImplementedError
+
+    def _handle(self, kind: int, event: object, size: int) -> None:
+        raise NotImplementedError
+
+    def _has_room(self) -> bool:
+        """Whether anything but the stream's own bounds keeps it from reading."""
+        raise NotImplementedError
+
+    def _refill(self) -> None:
+        """Puts the next messages into ``_out``, if there are any."""
+        raise NotImplementedError
+
+    def _drop_waiting(self) -> None:
+        """The stream ends: nothing more is claimed, and what is not being written goes back."""
+
+    def _delivered(self, assignment: Assignment, size: int) -> None:
+        """The transport has accepted an assignment of ``size`` bytes."""
+
+
+def auth_status(refused: AuthError) -> Status:
+    """How a stream ends whose token was refused."""
+    if refused.slug == "unauthenticated":
+        return Status("UNAUTHENTICATED", f"auth failed: {refused.message}")
+    return Status(errors.SLUGS[refused.slug][1], refused.message)
+
+
+class ProducerSession(Session):
+    """The stream of one producer: creates in, one acknowledgement for each out."""
+
+    def __init__(
+        self, edge: Edge, wake_reader: Callable[[], None], wake_writer: Callable[[], None]
+    ) -> None:
+        super().__init__(edge, wake_reader, wake_writer)
+        self._finished: list[_wire.Creates] = []
+        self._finished_bytes = 0
+
+    def _decode(self, message: bytes) -> tuple[int, object]:
+        return _wire.decode_producer_event(message)
+
+    def _welcome(self, event: object) -> tuple[Principal, bytes]:
+        token = cast(str, event)
+        if not token.strip():
+            raise HelloRefused("UNAUTHENTICATED", "missing token")
+        principal = self._edge.auth.producer(token)
+        return principal, _wire.encode_producer_hello_ack(principal.tenant, principal.subject)
+
+    def _handle(self, kind: int, event: object, size: int) -> None:
+        if isinstance(event, _wire.Creates):
+            if len(event):
+                self._shard.create(event, self._tenant, partial(self._created, event, size))
+            else:
+                self._release(1, size)
+        elif kind == _wire.HELLO:
+            self._error("FailedPrecondition", "already-authenticated", size)
+        else:
+            self._error("InvalidArgument", "unknown-event", size)
+
+    def _error(self, code: str, text: str, size: int) -> None:
+        self._reply(_wire.encode_producer_error(code, text), size)
+
+    def _created(self, creates: _wire.Creates, size: int, _views: object) -> None:
+        if not self._closed:
+            self._finished.append(creates)
+            self._finished_bytes += size
+            self._wake_writer()
+
+    def _refill(self) -> None:
+        finished = self._finished
+        if finished:
+            messages = _wire.encode_create_acks(finished, self._message_bytes_max)
+            self._queue(messages, len(finished), self._finished_bytes)
+            self._finished = []
+            self._finished_bytes = 0
+
+    def _has_room(self) -> bool:
+        # While creates are refused, one event at a time: the next one asks whether they still are.
+        if self._events and self._shard.refuses_creates is not None:
+            return False
+        return self._shared_room()
+
+
+class WorkerSession(Session):
+    """The stream of one worker: Readys and results in, assignments and acknowledgements out."""
+
+    def __init__(
+        self, edge: Edge, wake_reader: Callable[[], None], wake_writer: Callable[[], None]
+    ) -> None:
+        super().__init__(edge, wake_reader, wake_writer)
+        self._scopes: frozenset[str] = frozenset()
+        self._subject = ""
+        self._named = ""  # the worker id of Hello, empty when it named none
+        self._readys: Readys | None = None
+        self._finished: list[_wire.Finishes] = []
+        self._finished_bytes = 0
+
+    def _decode(self, message: bytes) -> tuple[int, object]:
+        return _wire.decode_worker_event(message)
+
+    def _welcome(self, event: object) -> tuple[Principal, bytes]:
+        token, worker_id = cast(tuple[str, str], event)
+        if not token.strip():
+            raise AuthError("unauthenticated", "missing token")
+        principal = self._edge.auth.worker(token)
+        self._named = worker_id.strip()
+        if len(self._named.encode()) > WORKER_ID_BYTES_MAX:
+            raise HelloRefused("INVALID_ARGUMENT", errors.WORKER_ID_INVALID.message)
+        self._subject = principal.subject
+        self._scopes = principal.scopes
+        worker = self._named or principal.subject
+        self._readys = Readys(self._shard, self._edge.config, principal, worker, self._wake_writer)
+        return principal, _wire.encode_worker_hello_ack(worker, principal.tenant)
+
+    def _has_room(self) -> bool:
+        # One event at a time goes on when others have spent the room: results free more than they
+        # take.
+        return self._events == 0 or self._shared_room()
+
+    # --- events
+
+    def _handle(self, kind: int, event: object, size: int) -> None:
+        scope = SCOPES.get(kind)
+        if scope is None:
+            self._stray(kind, size)
+        elif scope not in self._scopes:
+            self._error("PermissionDenied", "missing scope", size)
+        elif isinstance(event, _wire.Finishes):
+            self._finish(event, size)
+        elif kind == _wire.READY:
+            self._ready(cast(tuple[tuple[bytes, ...], int, int], event), size)
+        elif kind == _wire.HEARTBEAT:
+            self._heartbeat(cast(tuple[str, int], event), size)
+        elif kind == _wire.NACK:
+            self._nack(cast(tuple[str, int, str], event), size)
+        else:
+            self._abandon(cast(str, event), size)
+
+    def _stray(self, kind: int, size: int) -> None:
+        if kind == _wire.HELLO:
+            self._error("FailedPrecondition", "already-authenticated", size)
+        else:
+            self._error("InvalidArgument", "unknown-event", size)
+
+    def _error(self, code: str, text: str, size: int) -> None:
+        self._reply(_wire.encode_worker_error(code, text), size)
+
+    def _ready(self, event: tuple[tuple[bytes, ...], int, int], size: int) -> None:
+        names, lease_seconds, count = event
+        readys = cast(Readys, self._readys)
+        try:
+            readys.add(names, self._lease_ms(lease_seconds), count)
+        except ReadyRefused as refused:
+            self._error(refused.code, refused.text, size)
+            return
+        self._release(1, size)
+        if readys.too_many:
+            self.end("RESOURCE_EXHAUSTED", "too many waiting Readys")
+
+    def _finish(self, finishes: _wire.Finishes, size: int) -> None:
+        if not len(finishes):
+            self._release(1, size)
+            return
+        finishes.check(self._edge.config.limits.result_bytes, lenient_error=True)
+        done = partial(self._ended, finishes, size)
+        self._shard.finish(finishes, self._tenant, self._named, self._subject, done)
+
+    def _ended(self, finishes: _wire.Finishes, size: int) -> None:
+        if not self._closed:
+            self._finished.append(finishes)
+            self._finished_bytes += size
+            self._wake_writer()
+
+    def _nack(self, event: tuple[str, int, str], size: int) -> None:
+        task_id, delay_seconds, reason = event
+
+        def done(number: int, applied_seconds: int, dead: bool) -> None:
+            self._reply(_wire.encode_nack_ack(task_id, number, applied_seconds, dead), size)
+
+        delay = delay_seconds if delay_seconds > 0 else None
+        self._shard.nack(task_id, self._tenant, self._named, self._subject, delay, reason, done)
+
+    def _heartbeat(self, event: tuple[str, int], size: int) -> None:
+        task_id, extend_seconds = event
+
+        def done(number: int) -> None:
+            self._reply(_wire.encode_heartbeat_ack(task_id, number), size)
+
+        lease_ms = self._lease_ms(extend_seconds)
+        self._shard.heartbeat(task_id, self._tenant, self._named, self._subject, lease_ms, done)
+
+    def _abandon(self, task_id: str, size: int) -> None:
+        def done(number: int) -> None:
+            self._reply(_wire.encode_abandon_ack(task_id, number), size)
+
+        self._shard.abandon(task_id, self._tenant, self._named, self._subject, done)
+
+    def _lease_ms(self, seconds: int) -> int:
+        config = self._edge.config
+        if seconds <= 0:
+            seconds = config.default_lease_seconds
+        return min(seconds, config.lease_max_seconds) * 1000
+
+    # --- answers
+
+    def _refill(self) -> None:
+        finished = self._finished
+        if finished:
+            messages = _wire.encode_result_acks(finished, self._message_bytes_max)
+            self._queue(messages, len(finished), self._finished_bytes)
+            self._finished = []
+            self._finished_bytes = 0
+        elif self._readys is not None:
+            assignment = self._readys.take()
+            if assignment is not None:
+                self._out.append(Outgoing(assignment.encode(), assignment=assignment))
+
+    def _delivered(self, assignment: Assignment, size: int) -> None:
+        cast(Readys, self._readys).written(assignment, size)
+
+    def _drop_waiting(self) -> None:
+        if self._readys is not None:
+            self._readys.drop()

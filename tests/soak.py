@@ -1,0 +1,91 @@
+"""Steady load with short keeping times: what the server holds in memory and on disk must level out.
+
+    python -m tests.soak --minutes 20
+
+Prints a line every ten seconds and fails when the last third of the run needed clearly more memory
+or disk than the third before it, or when a promise was broken (see ledger.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import tempfile
+from pathlib import Path
+
+from tests.crash import SETTINGS, Crash, RestLife, Server, StreamProducer, StreamWorker, live
+
+KEEP_SECONDS = "20"
+SAMPLE_SECONDS = 10
+GROWTH_MAX = 1.3
+SLACK_BYTES = 64 << 20  # write buffers and allocator of a small run
+
+
+def resident_bytes(server: Server) -> int:
+    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the server is gone")
+
+
+def folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue  # RocksDB removed it meanwhile
+    return total
+
+
+def levelled(name: str, samples: list[int]) -> None:
+    third = len(samples) // 3
+    middle, last = max(samples[third : 2 * third]), max(samples[2 * third :])
+    print(f"{name}: at most {middle >> 20} MB in the second third, {last >> 20} MB in the last")
+    assert last <= middle * GROWTH_MAX + SLACK_BYTES, f"{name} keeps growing"
+
+
+def soak(folder: Path, samples: int) -> None:
+    settings = {
+        **SETTINGS,
+        "RETENTION_SECONDS": KEEP_SECONDS,
+        "IDEMPOTENCY_WINDOW_SECONDS": KEEP_SECONDS,
+    }
+    crash = Crash(folder, seed=1, settings=settings)
+    server = crash.start()
+    loads = crash.load(server, StreamProducer, StreamWorker, StreamWorker, RestLife)
+    memory, disk = [], []
+    for number in range(1, samples + 1):
+        before = crash.ledger.acknowledgements
+        crash.ledger.wait_for(lambda: False, SAMPLE_SECONDS)
+        rate = (crash.ledger.acknowledgements - before) / SAMPLE_SECONDS
+        crash.ledger.forget_ended()
+        memory.append(resident_bytes(server))
+        disk.append(folder_bytes(folder / "data"))
+        print(
+            f"{number * SAMPLE_SECONDS} s: {rate:.0f} acknowledgements/s, "
+            f"{live(server)} live tasks, "
+            f"{memory[-1] >> 20} MB of memory, {disk[-1] >> 20} MB on disk",
+            flush=True,
+        )
+    makers = [load for load in loads if not isinstance(load, StreamWorker)]
+    for load in makers:
+        load.stopping.set()
+    crash.join(makers)
+    assert server.stop(signal.SIGTERM) == 0, crash.log()
+    crash.join(loads)
+    levelled("memory", memory)
+    levelled("disk", disk)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--minutes", type=float, default=20)
+    given = options.parse_args()
+    samples = max(6, int(given.minutes * 60 / SAMPLE_SECONDS))
+    with tempfile.TemporaryDirectory(prefix="codeq-soak-") as folder:
+        soak(Path(folder), samples)
+
+
+if __name__ == "__main__":
+    main()
