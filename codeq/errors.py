@@ -13,8 +13,9 @@ from typing import NamedTuple
 class Refusal(NamedTuple):
     """One row: what the outside sees of a refusal.
 
-    ``number`` is the ``cq_code`` of csrc/codeq.h, or ``None`` for a refusal that only an edge makes.
-    ``message`` is the exact REST text, ``stream_message`` the text in an ack where it differs.
+    ``number`` is the ``cq_code`` of csrc/codeq.h, or ``None`` for a refusal that only an edge
+    makes. ``message`` is the exact REST text, ``stream_message`` the text in an ack where it
+    differs.
     """
 
     number: int | None

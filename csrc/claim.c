@@ -1,7 +1,5 @@
 /* claim.c: ready tasks become leased, in the order of their queues, until the transport has them or
  * they are given back. */
-#include <string.h>
-
 #include "codeq.h"
 
 #define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
@@ -17,6 +15,7 @@ typedef struct sources {
     bool in_order;
 } sources;
 
+/* Names the queues; CQ_NO_MEMORY leaves nothing to free. */
 static cq_status find_sources(const cq_engine *engine, const cq_want *want, sources *from)
 {
     *from = (sources){.in_order = want->in_order};
@@ -112,7 +111,8 @@ cq_status cq_task_claim(cq_engine *engine, const cq_want *want, cq_claim *claim)
     if (queue != NULL)
         status = start_claim(engine, want, claim);
     int64_t bytes = ASSIGNMENT_BYTES_MAX;
-    int64_t around = ASSIGNMENT_BYTES_MAX + (int64_t)claim->splice.before_len + claim->splice.after_len;
+    int64_t around = ASSIGNMENT_BYTES_MAX;
+    around += (int64_t)claim->splice.before_len + claim->splice.after_len;
     while (queue != NULL && status == CQ_DONE && claim->tasks.count < want->count_max) {
         bytes += around + queue->top->body_len;
         if (claim->tasks.count > 0 && bytes > want->bytes_max)

@@ -34,7 +34,7 @@ typedef enum cq_status {
     CQ_FULL = -3       /* the output has no room */
 } cq_status;
 
-/* What became of one item of a batch. The numbers are shared with codeq/errors.py (a test compares). */
+/* What became of one item of a batch. codeq/errors.py has the same numbers (a test compares). */
 typedef enum cq_code {
     CQ_OK = 0,
     CQ_COMMAND_REQUIRED = 1,
@@ -79,7 +79,7 @@ typedef struct cq_bytes {
 #define CQ_TEXT_BYTES_MAX 8192 /* reason and error texts are cut to this, at a UTF-8 boundary */
 #define CQ_NEVER INT64_MIN     /* no time given */
 
-/* One create, as decoded from a stream message or added by REST; borrowed from the batch's buffer. */
+/* One create, decoded from a stream message or added by REST; borrowed from the batch's buffer. */
 typedef struct cq_create {
     uint64_t seq;             /* the caller's number, echoed in the ack */
     cq_bytes command;         /* trimmed by cq_create_check */
@@ -146,7 +146,7 @@ bool cq_json_valid(cq_bytes text);
 /* Writes the canonical text of an id: 36 bytes, lower case, no terminator. */
 void cq_id_format(const uint8_t id[CQ_ID_BYTES], uint8_t text[CQ_ID_TEXT_BYTES]);
 
-/* Whether the text is a UUID in canonical form; if so writes its 16 bytes, else `id` is undefined. */
+/* Whether the text is a UUID in canonical form; if so writes its 16 bytes. */
 bool cq_id_parse(cq_bytes text, uint8_t id[CQ_ID_BYTES]);
 
 /* Trims command and key, makes an empty payload `null`, drops trace texts out of bounds, and, when
@@ -243,25 +243,20 @@ void cq_event_put(cq_stream stream, uint32_t member, const void *records, const 
 
 /* === table.c: hash maps, ids, and the slots of all tasks in memory ============================ */
 
-/* A node inside each object that stands in a map. */
+/* A chained hash map of objects that begin with a node. Zero it to start. */
 typedef struct cq_node {
     struct cq_node *next;
     uint64_t hash;
 } cq_node;
-
-/* A chained hash map of such objects. Zero it to start. */
 typedef struct cq_map {
     cq_node **heads;
     size_t cap; /* heads, a power of two */
     size_t count;
 } cq_map;
-
-/* Room for one more object; CQ_NO_MEMORY changes nothing. */
-cq_status cq_map_reserve(cq_map *map);
+cq_status cq_map_reserve(cq_map *map); /* room for one more object */
 void cq_map_put(cq_map *map, cq_node *node, uint64_t hash); /* after cq_map_reserve */
 void cq_map_remove(cq_map *map, cq_node *node);
-/* The first object with this hash, and the next after `node`; NULL at the end. */
-cq_node *cq_map_first(const cq_map *map, uint64_t hash);
+cq_node *cq_map_first(const cq_map *map, uint64_t hash); /* NULL = none, as of the next */
 cq_node *cq_map_next(const cq_node *node);
 void cq_map_free(cq_map *map); /* the heads, not the objects */
 
@@ -273,7 +268,6 @@ uint64_t cq_fnv(uint64_t hash, const void *ptr, size_t len);
 
 /* Ids are UUIDv7: 48 bits of ms, 48 bits of the task's number split around the variant, 26 random
  * bits. Numbers count the creates of a store, so their order is the creation order. */
-#define CQ_ID_RANDOM_BITS 26
 #define CQ_NUMBER_MAX ((UINT64_C(1) << 48) - 1)
 void cq_id_make(uint8_t id[CQ_ID_BYTES], int64_t ms, uint64_t number, uint32_t random);
 uint64_t cq_id_number(const uint8_t id[CQ_ID_BYTES]);
@@ -312,9 +306,7 @@ typedef struct cq_text {
 typedef struct cq_holder {
     cq_node node;
     uint32_t refs;
-    cq_bytes tenant;
-    cq_bytes worker;
-    cq_bytes subject;
+    cq_bytes tenant, worker, subject;
 } cq_holder;
 
 /* One task. 112 bytes: there may be ten million. */
@@ -358,25 +350,20 @@ typedef struct cq_detached {
 /* All slots by number. Blocks stand in a window that moves with the buckets. */
 typedef struct cq_table {
     cq_block **blocks; /* blocks[start + i] is of bucket first_bucket + i; NULL = closed */
-    size_t start;
-    size_t count;
-    size_t cap;
+    size_t start, count, cap;
     uint64_t first_bucket;
     cq_map detached;
     cq_block *spare;
 } cq_table;
 
-/* Makes sure that the block of this number is there; CQ_NO_MEMORY changes nothing. Numbers of the
- * first call may be anything; later ones may not be below the first block's. */
+/* Makes sure that the block of this number is there, which is no earlier than the first one. */
 cq_status cq_table_reserve(cq_table *table, uint64_t number);
 cq_block *cq_table_block(const cq_table *table, uint64_t bucket); /* NULL when closed */
-/* The slot of a number, wherever it stands; NULL when nothing is there. */
+/* The slot of a number, wherever it stands, NULL = none; and one whose own id this is. */
 cq_slot *cq_table_at(const cq_table *table, uint64_t number);
-/* The same, and the id is the slot's own. */
 cq_slot *cq_table_find(const cq_table *table, const uint8_t id[CQ_ID_BYTES]);
-/* An empty slot of its own for a number that has none; NULL without memory. */
+/* An empty detached slot, and one moved out of its block; NULL without memory. */
 cq_slot *cq_table_adopt(cq_table *table, uint64_t number);
-/* Moves a slot out of its block; its new place, or NULL without memory. */
 cq_slot *cq_table_detach(cq_table *table, cq_slot *slot);
 void cq_table_forget(cq_table *table, cq_slot *detached); /* frees a detached slot */
 void cq_table_close(cq_table *table, uint64_t bucket);    /* frees a block */
@@ -384,8 +371,7 @@ void cq_table_free(cq_table *table);
 
 /* === heap.c ================================================================================== */
 
-/* A removable heap: smallest `rank` first, then smallest `number`. `at` points to where the owner
- * keeps its place + 1, and so tells the owner. */
+/* A removable heap: least rank, then number first. The owner keeps its place + 1 in *at. */
 typedef struct cq_heap_entry {
     int64_t rank;
     uint64_t number;
@@ -394,10 +380,8 @@ typedef struct cq_heap_entry {
 
 typedef struct cq_heap {
     cq_heap_entry *items;
-    uint32_t count;
-    uint32_t cap;
+    uint32_t count, cap;
 } cq_heap;
-
 cq_status cq_heap_reserve(cq_heap *heap, uint32_t more);
 void cq_heap_push(cq_heap *heap, int64_t rank, uint64_t number, uint32_t *at); /* reserved */
 void cq_heap_remove(cq_heap *heap, uint32_t *at);
@@ -408,10 +392,8 @@ void cq_heap_free(cq_heap *heap);
 /* A plain heap of numbers, smallest first. */
 typedef struct cq_numbers {
     uint64_t *items;
-    uint32_t count;
-    uint32_t cap;
+    uint32_t count, cap;
 } cq_numbers;
-
 cq_status cq_numbers_reserve(cq_numbers *numbers, uint32_t more);
 void cq_numbers_push(cq_numbers *numbers, uint64_t number); /* reserved */
 uint64_t cq_numbers_pop(cq_numbers *numbers);
@@ -422,7 +404,7 @@ cq_status cq_numbers_append(cq_numbers *numbers, uint64_t number); /* as a list,
 #define CQ_LATENCY_BUCKETS 15 /* the last is +Inf */
 extern const int64_t CQ_LATENCY_MS[CQ_LATENCY_BUCKETS - 1];
 
-/* Counts of one command label since the start of the process. */
+/* Counts of one command since the start of the process. */
 typedef struct cq_label {
     cq_node node;
     struct cq_label *next; /* all labels, newest first */
@@ -448,8 +430,7 @@ typedef struct cq_level {
     uint32_t heap_at;
     uint32_t ready;    /* tasks; entries of tasks no longer ready may stand beside them */
     uint64_t *ring;    /* numbers in creation order */
-    uint32_t ring_at;
-    uint32_t ring_count;
+    uint32_t ring_at, ring_count;
     uint32_t ring_cap; /* a power of two, or 0 */
     cq_numbers back;   /* numbers given back, or due, after later ones were queued */
 } cq_level;
@@ -477,17 +458,17 @@ uint64_t *cq_queue_count(cq_queue *queue, uint8_t state);  /* its counter of a l
 
 /* Room to make a task of this queue and priority ready; NULL without memory. */
 cq_level *cq_ready_reserve(cq_engine *engine, cq_queue *queue, int32_t priority);
-/* The slot, whose state is CQ_READY, takes its place; the level is that of cq_ready_reserve. */
+/* The slot, in state CQ_READY, takes its place in the level that cq_ready_reserve gave. */
 void cq_ready_put(cq_engine *engine, cq_level *level, cq_slot *slot);
 /* Takes queue->top off; the next one becomes the top. Its state must have changed before. */
 void cq_ready_pop(cq_engine *engine, cq_queue *queue);
-/* A slot that was ready is not any more (cancelled); its state must have changed before. */
+/* A slot that was ready was cancelled; its state must have changed before. */
 void cq_ready_drop(cq_engine *engine, cq_slot *slot);
 void cq_ready_free(cq_engine *engine, cq_queue *queue); /* frees levels; the counts stay */
 
-/* Finds or makes it and counts one reference; NULL without memory. */
+/* Finds or makes it and counts one reference; NULL without memory. Release takes NULL too. */
 cq_holder *cq_holder_open(cq_engine *engine, cq_bytes tenant, cq_bytes worker, cq_bytes subject);
-void cq_holder_release(cq_engine *engine, cq_holder *holder); /* NULL is fine */
+void cq_holder_release(cq_engine *engine, cq_holder *holder);
 
 static inline bool cq_bytes_equal(cq_bytes a, cq_bytes b)
 {
@@ -497,14 +478,8 @@ static inline bool cq_bytes_equal(cq_bytes a, cq_bytes b)
 /* === record.c: records and stored bodies <-> bytes ============================================ */
 
 typedef enum cq_record_kind {
-    CQ_RECORD_ACTOR = 1,
-    CQ_RECORD_CREATED = 2,
-    CQ_RECORD_CLAIMED = 3,
-    CQ_RECORD_KEPT = 4,
-    CQ_RECORD_RETURNED = 5,
-    CQ_RECORD_ENDED = 6,
-    CQ_RECORD_CARRIED = 7,
-    CQ_RECORD_REQUEUED = 8,
+    CQ_RECORD_ACTOR = 1, CQ_RECORD_CREATED = 2, CQ_RECORD_CLAIMED = 3, CQ_RECORD_KEPT = 4,
+    CQ_RECORD_RETURNED = 5, CQ_RECORD_ENDED = 6, CQ_RECORD_CARRIED = 7, CQ_RECORD_REQUEUED = 8,
     CQ_RECORD_PURGED = 9
 } cq_record_kind;
 
@@ -512,14 +487,11 @@ typedef enum cq_record_kind {
 
 /* A record as read from a chunk; each kind fills the fields it has. Borrows from the chunk. */
 typedef struct cq_record {
-    uint8_t kind;
-    uint8_t flags;
-    uint8_t state;
+    uint8_t kind, flags, state;
     uint64_t number;
     const uint8_t *id;
     int64_t at_ms;      /* ACTOR; of other kinds that of the last ACTOR before them in the chunk */
-    cq_bytes tenant;
-    cq_bytes actor_worker, actor_subject;
+    cq_bytes tenant, actor_worker, actor_subject;
     cq_bytes worker, subject; /* ACTOR's; of CARRIED its own */
     int64_t due_ms;     /* CREATED: CQ_NEVER = not delayed; CLAIMED, KEPT: end of the lease */
     int64_t updated_ms; /* CARRIED */
@@ -531,29 +503,27 @@ typedef struct cq_record {
     cq_bytes stored;    /* CREATED, CARRIED: the stored body */
 } cq_record;
 
-/* What is to be read of a stored body: trace texts and the fields of workerpb.Task. */
+/* What stands in a stored body: trace texts, and fields of workerpb.Task. */
 typedef struct cq_body {
-    cq_bytes trace_parent, trace_state;
-    cq_bytes head; /* encoded fields 1 to 6 */
-    cq_bytes tail; /* encoded fields 11 and 12 */
-    cq_bytes id, command, payload, webhook, tenant;
+    cq_bytes head, tail; /* encoded fields 1 to 6; 11 and 12 */
+    cq_bytes trace_parent, trace_state, id, command, payload, webhook, tenant;
     int32_t priority, max_attempts;
     int64_t created_ms;
 } cq_body;
 
 /* Reads a chunk's frame: version and checksum. */
 cq_status cq_chunk_open(cq_bytes chunk, cq_bytes *records);
-/* Reads the record at *rest and moves *rest behind it; `record` is zeroed before the first call and
- * kept between calls (it carries the actor). CQ_FULL at the end. */
+/* Takes the next record off *rest; CQ_FULL at the end. `record` starts zeroed and is kept between
+ * calls (it carries the actor). */
 cq_status cq_record_next(cq_bytes *rest, cq_record *record);
-/* Finds the created or carried record of a number in the chunk, or, with `ended`, its last ended
- * record (a carried dead letter counts). CQ_FULL when it is not there. */
+/* Finds the created or carried record of a number in the chunk, or the last that says how it ended.
+ * CQ_FULL when it is not there. */
 cq_status cq_record_find(cq_bytes chunk, uint64_t number, bool ended, cq_record *record);
 
 /* Splits a stored body without reading its fields; CQ_MALFORMED as below. */
 cq_status cq_body_split(cq_bytes stored, uint8_t flags, cq_body *body);
 cq_status cq_body_read(cq_bytes stored, uint8_t flags, cq_body *body);
-/* Bytes of the stored body of a create, and the bytes. `max_attempts` and priority as kept. */
+/* Bytes of the stored body of a create, and the bytes. */
 size_t cq_body_size(const cq_create *create, const cq_queue *queue, int32_t max_attempts,
                     int64_t created_ms);
 void cq_body_put(uint8_t *to, const cq_create *create, const cq_queue *queue, int32_t max_attempts,
@@ -571,7 +541,6 @@ typedef struct cq_splice {
     uint32_t before_len; /* fields 7, 8, 9 */
     uint32_t after_len;  /* field 13 */
 } cq_splice;
-
 cq_status cq_splice_make(cq_splice *splice, cq_bytes worker, int64_t lease_until_ms,
                          int64_t now_ms);
 size_t cq_piece_size(const cq_splice *splice, const cq_piece *piece);
@@ -599,7 +568,6 @@ uint8_t *cq_ended_put(uint8_t *to, const cq_slot *slot, uint8_t flags, cq_bytes 
 size_t cq_carried_size(const cq_slot *slot, const cq_record *created);
 uint8_t *cq_carried_put(uint8_t *to, const cq_slot *slot, const cq_record *created);
 uint8_t *cq_number_put(uint8_t *to, cq_record_kind kind, const cq_slot *slot);
-
 uint32_t cq_crc32c(const void *ptr, size_t len);
 
 static inline uint64_t cq_get_le(const uint8_t *from, int bytes)
@@ -617,27 +585,19 @@ static inline uint8_t *cq_put_le(uint8_t *to, uint64_t value, int bytes)
 
 static inline uint64_t cq_get_be64(const uint8_t *from)
 {
-    uint64_t value;
-    __builtin_memcpy(&value, from, 8);
-    return __builtin_bswap64(value);
+    return __builtin_bswap64(cq_get_le(from, 8));
 }
 
 static inline uint8_t *cq_put_be64(uint8_t *to, uint64_t value)
 {
-    value = __builtin_bswap64(value);
-    __builtin_memcpy(to, &value, 8);
-    return to + 8;
+    return cq_put_le(to, __builtin_bswap64(value), 8);
 }
 
 /* === log.c: the open commit group, segments, directories, the head ============================ */
 
-#define CQ_CHUNK_BYTES 8192
-#define CQ_CHUNK_CREATES 32
 #define CQ_CHUNK_VERSION 1
-#define CQ_CHUNK_FRAME 5          /* version, checksum */
+#define CQ_CHUNK_FRAME 5 /* version, checksum */
 #define CQ_SEGMENT_CHUNKS 512
-#define CQ_SEGMENT_BYTES (CQ_SEGMENT_CHUNKS * CQ_CHUNK_BYTES)
-#define CQ_STRAGGLER_FACTOR 4     /* the log may be so many times the live bodies, and the slack */
 #define CQ_FORMAT 1
 #define CQ_HEAD_BYTES 52
 #define CQ_DIRECTORY_BYTES (8 + CQ_BUCKET_SLOTS * 10 + 4)
@@ -645,7 +605,7 @@ static inline uint8_t *cq_put_be64(uint8_t *to, uint64_t value)
 typedef struct cq_segment {
     uint32_t held;      /* slots in memory whose created record stands here */
     uint32_t live;      /* those of them that are live or dead letters */
-    int64_t expires_ms; /* until when a record here is to be kept, as far as ended tasks go */
+    int64_t expires_ms; /* until when a record of a completed or failed task is to be kept */
 } cq_segment;
 
 typedef struct cq_log {
@@ -657,9 +617,8 @@ typedef struct cq_log {
     int64_t actor_ms;          /* context of the open chunk */
     cq_holder *actor;          /* referenced; NULL = nobody */
     bool actor_set;
-    uint64_t first_seq;        /* of the open group */
-    uint64_t next_seq;         /* of the open chunk */
-    uint64_t tail;
+    uint64_t first_seq, next_seq; /* of the open group, of the open chunk */
+    uint64_t tail;             /* the oldest chunk kept */
     cq_segment *segments;      /* of segment first_segment on, up to that of next_seq */
     size_t segment_count, segment_cap;
     uint64_t first_segment;    /* that of tail */
@@ -671,12 +630,10 @@ typedef struct cq_log {
     uint64_t records;
     bool changed;
 } cq_log;
-
 cq_status cq_log_init(cq_log *log, uint64_t tail, uint64_t oldest, uint64_t next_seq);
 void cq_log_free(cq_engine *engine);
-/* Opens room for one record of `bytes` under this actor (holder NULL = nobody) and returns where it
- * goes; NULL without memory. The caller then writes it whole and calls cq_log_wrote with its end.
- * In between engine->log.next_seq is the sequence of its chunk. */
+/* Where a record of `bytes` by this actor (holder NULL = nobody) goes, in chunk log.next_seq; NULL
+ * without memory. The caller writes it whole and calls cq_log_wrote with its end. */
 uint8_t *cq_log_record(cq_engine *engine, int64_t at_ms, const cq_holder *holder, size_t bytes);
 uint8_t *cq_log_create(cq_engine *engine, size_t bytes); /* a created record needs no actor */
 void cq_log_wrote(cq_engine *engine, const uint8_t *end);
@@ -687,8 +644,7 @@ void cq_log_webhook(cq_engine *engine, const cq_slot *slot, uint64_t ended_seq);
 cq_segment *cq_log_segment(cq_log *log, uint64_t seq); /* NULL when it is trimmed */
 void cq_log_expire(cq_log *log, uint64_t seq, int64_t expires_ms);
 
-/* Closes the open group: chunks are framed, directories, head and segment entries are in `puts`.
- * CQ_NO_MEMORY: call again. Then read out chunks and puts, then cq_log_taken. */
+/* Closes the open group; then read out its chunks and entries, then call cq_log_taken. */
 cq_status cq_log_close(cq_engine *engine);
 size_t cq_log_chunk(const cq_log *log, size_t index, cq_bytes *chunk);
 bool cq_log_entry(const cq_log *log, size_t *at, cq_bytes *key, cq_bytes *value);
@@ -696,7 +652,7 @@ void cq_log_taken(cq_engine *engine);
 
 bool cq_log_trim(cq_engine *engine, int64_t now_ms, uint64_t *from, uint64_t *to);
 bool cq_log_straggler(cq_engine *engine, uint64_t *from, uint64_t *to);
-/* Copies what is still needed of a chunk; `count` tasks. CQ_MALFORMED: no chunk. */
+/* Copies what is still needed of a chunk. CQ_MALFORMED: no chunk. */
 cq_status cq_log_carry(cq_engine *engine, uint64_t seq, cq_bytes chunk, int64_t now_ms,
                        uint32_t *count);
 /* Frees the buckets and detached slots that have ended; unless loading, writes the directories. */
@@ -705,10 +661,7 @@ void cq_log_settle(cq_engine *engine);
 /* === engine.c: the engine as a whole, and what every transition does to a slot ================ */
 
 typedef enum cq_backoff {
-    CQ_BACKOFF_FIXED,
-    CQ_BACKOFF_LINEAR,
-    CQ_BACKOFF_EXPONENTIAL,
-    CQ_BACKOFF_EXP_EQUAL_JITTER,
+    CQ_BACKOFF_FIXED, CQ_BACKOFF_LINEAR, CQ_BACKOFF_EXPONENTIAL, CQ_BACKOFF_EXP_EQUAL_JITTER,
     CQ_BACKOFF_EXP_FULL_JITTER
 } cq_backoff;
 
@@ -716,13 +669,10 @@ typedef struct cq_settings {
     uint64_t seed;
     uint32_t shard_count;
     int64_t payload_memory_bytes;
-    int64_t retention_ms;
-    int64_t dead_retention_ms;
-    int64_t key_window_ms;
+    int64_t retention_ms, dead_retention_ms, key_window_ms;
     int32_t max_attempts_default;
     cq_backoff backoff;
-    int64_t backoff_base_ms;
-    int64_t backoff_max_ms;
+    int64_t backoff_base_ms, backoff_max_ms;
     uint32_t command_labels_max;
     int64_t straggler_slack_bytes;
 } cq_settings;
@@ -743,28 +693,25 @@ struct cq_engine {
     cq_buffer ended_ids;  /* of watched tasks */
     cq_log log;
     uint32_t serial;      /* of claims and finish calls */
+    uint32_t checks;      /* calls of cq_engine_check */
     int64_t live;         /* tasks */
-    int64_t body_bytes;   /* of stored bodies in memory */
-    int64_t live_bytes;   /* of stored bodies of live tasks and dead letters */
+    int64_t body_bytes, live_bytes; /* stored bodies: in memory; of live tasks and dead letters */
     uint64_t scan_next;   /* loading: sequence expected next */
     bool loading;
 };
 
 cq_engine *cq_engine_new(const cq_settings *settings); /* NULL without memory */
 void cq_engine_free(cq_engine *engine);                /* NULL is fine */
-
 void cq_tell_time(cq_engine *engine, int64_t now_ms);
 uint64_t cq_draw(cq_engine *engine);   /* 64 random bits */
 int64_t cq_plus(int64_t a, int64_t b); /* cut to what an int64 holds */
-
 void cq_slot_set_state(cq_engine *engine, cq_slot *slot, uint8_t state); /* and the counters */
 void cq_slot_clear_holder(cq_engine *engine, cq_slot *slot);
 void cq_slot_set_error(cq_slot *slot, cq_text *error); /* takes it over */
 void cq_slot_drop_body(cq_engine *engine, cq_slot *slot); /* it is on disk */
 void cq_slot_schedule(cq_engine *engine, cq_slot *slot, int64_t due_ms); /* reserved */
 void cq_slot_unschedule(cq_engine *engine, cq_slot *slot);
-/* An own copy of at most CQ_TEXT_BYTES_MAX bytes; NULL for an empty one. */
-cq_status cq_text_copy(cq_bytes from, cq_text **text);
+cq_status cq_text_copy(cq_bytes from, cq_text **text); /* cut to CQ_TEXT_BYTES_MAX; NULL if empty */
 /* The slot of this id in this tenant; NULL when absent, purged, or of another tenant. */
 cq_slot *cq_task_find(const cq_engine *engine, const uint8_t *id, cq_bytes tenant);
 
@@ -776,21 +723,18 @@ typedef struct cq_caller {
     int64_t attempt;
 } cq_caller;
 
-/* Makes tasks of the items that are CQ_OK, not replayed and no alias; `made` counts them. On
- * CQ_NO_MEMORY the items before the failing one are made. */
+/* Makes tasks of the items that are CQ_OK, not replayed and no alias; `made` counts them, also when
+ * memory ends on the way. */
 cq_status cq_task_create(cq_engine *engine, cq_create *items, size_t count, cq_bytes tenant,
                          int64_t now_ms, uint32_t *made);
 
 typedef struct cq_want {
-    cq_bytes tenant;
+    cq_bytes tenant, worker, subject;
     const cq_bytes *commands; /* NULL = every queue of the tenant */
     size_t command_count;
     bool in_order;
-    cq_bytes worker, subject;
-    int64_t count_max;
-    int64_t lease_ms;
+    int64_t count_max, lease_ms, now_ms;
     int64_t bytes_max;        /* of the tasks, encoded */
-    int64_t now_ms;
 } cq_want;
 
 /* Tasks leased by one call. */
@@ -802,8 +746,7 @@ typedef struct cq_claim {
     cq_splice splice;
 } cq_claim;
 
-/* Leases tasks. CQ_DONE with count 0: nothing is ready. On CQ_NO_MEMORY the claim holds what was
- * leased so far. Free it in every case. */
+/* Leases tasks; none: nothing is ready. On CQ_NO_MEMORY it holds those leased so far. Free it. */
 cq_status cq_task_claim(cq_engine *engine, const cq_want *want, cq_claim *claim);
 void cq_claim_free(cq_engine *engine, cq_claim *claim);
 /* The slot of the i-th task while it is still under this claim, else NULL. */
@@ -813,7 +756,6 @@ cq_status cq_claim_give_back(cq_engine *engine, const cq_claim *claim, int64_t n
                              uint32_t *count);
 /* A leased task becomes ready, the attempt unused. */
 cq_status cq_task_go_back_untried(cq_engine *engine, cq_slot *slot, int64_t now_ms);
-
 cq_status cq_task_heartbeat(cq_engine *engine, const uint8_t *id, const cq_caller *caller,
                             int64_t lease_ms, int64_t now_ms, cq_code *code);
 cq_status cq_task_abandon(cq_engine *engine, const uint8_t *id, const cq_caller *caller,
@@ -839,22 +781,14 @@ cq_status cq_load_head(cq_engine *engine, cq_bytes head, uint32_t *shard_count);
 cq_status cq_load_segment(cq_engine *engine, cq_bytes key, cq_bytes value);
 cq_status cq_load_chunk(cq_engine *engine, uint64_t seq, cq_bytes chunk);
 cq_status cq_load_done(cq_engine *engine, int64_t now_ms, int64_t grace_ms);
-/* Where a task that is not in memory has its records, from a directory (`own` false) or an entry of
- * its own. CQ_FULL: nowhere. */
+/* Where a task has its records, by a directory or an entry of its `own`. CQ_FULL: nowhere. */
 cq_status cq_directory_read(cq_bytes value, bool own, uint64_t number, uint64_t *created,
                             uint64_t *ended);
 
 /* === verify.c ================================================================================= */
 
-void cq_engine_verify(const cq_engine *engine);      /* walks everything; aborts on a broken fact */
-uint64_t cq_engine_digest(const cq_engine *engine);  /* of all that a restart must rebuild */
-
-#ifdef CODEQ_DEBUG
-#define CQ_DEBUG 1
-#else
-#define CQ_DEBUG 0
-#endif
-
-/* === end of the engine's part ================================================================ */
+void cq_engine_verify(const cq_engine *engine);     /* walks everything; aborts on a broken fact */
+void cq_engine_check(cq_engine *engine);            /* the same now and then, in debug builds */
+uint64_t cq_engine_digest(const cq_engine *engine); /* of all that a restart must rebuild */
 
 #endif

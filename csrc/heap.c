@@ -1,6 +1,4 @@
 /* heap.c: a removable heap of owners by (rank, number), and a plain heap of numbers. */
-#include <string.h>
-
 #include "codeq.h"
 
 #define WIDTH 4 /* children of an entry: fewer levels, and the children share a cache line or two */
@@ -31,6 +29,7 @@ static uint32_t rise(cq_heap *heap, uint32_t place, cq_heap_entry entry)
     return place;
 }
 
+/* Moves the entry from this place away from the root. */
 static void sink(cq_heap *heap, uint32_t place, cq_heap_entry entry)
 {
     for (;;) {

@@ -15,6 +15,10 @@
 
 #include "codeq.h"
 
+#define CHUNK_BYTES 8192
+#define CHUNK_CREATES 32
+#define SEGMENT_BYTES (CQ_SEGMENT_CHUNKS * CHUNK_BYTES)
+#define STRAGGLER_FACTOR 4       /* the log may be so many times the live bodies, and the slack */
 #define OUT_MIN 65536
 #define OUT_KEEP_MAX (16u << 20) /* a larger buffer is given back after its group */
 #define SEQ_BYTES 5              /* of a sequence in a directory */
@@ -73,6 +77,7 @@ cq_segment *cq_log_segment(cq_log *log, uint64_t seq)
     return index < log->segment_count ? &log->segments[index] : NULL;
 }
 
+/* Keeps the segment until then. Dead letters need none: they hold it by their slot. */
 void cq_log_expire(cq_log *log, uint64_t seq, int64_t expires_ms)
 {
     cq_segment *segment = cq_log_segment(log, seq);
@@ -150,8 +155,8 @@ static cq_status open_room(cq_engine *engine, size_t bytes, bool creates)
 {
     cq_log *log = &engine->log;
     size_t used = log->out.len - log->chunk_at;
-    bool full = used + bytes > CQ_CHUNK_BYTES;
-    if (creates && log->chunk_creates == CQ_CHUNK_CREATES)
+    bool full = used + bytes > CHUNK_BYTES;
+    if (creates && log->chunk_creates == CHUNK_CREATES)
         full = true;
     if (used > 0 && full) {
         close_chunk(engine);
@@ -227,6 +232,7 @@ static void put_own(cq_log *log, const cq_slot *slot)
     put_crc(value, at);
 }
 
+/* What the bucket's tasks left in the log; those gone or detached have no chunks. */
 static void put_directory(cq_log *log, const cq_block *block, uint64_t bucket)
 {
     uint8_t *value = put_entry(log, 'd', bucket, CQ_DIRECTORY_BYTES);
@@ -256,6 +262,7 @@ static uint64_t start_of(const cq_log *log, uint64_t segment)
     return highest(segment * CQ_SEGMENT_CHUNKS, log->tail);
 }
 
+/* Where everything stands after this group; the key is text, not prefix and number. */
 static void put_head(cq_engine *engine)
 {
     cq_log *log = &engine->log;
@@ -297,6 +304,10 @@ void cq_log_final(cq_engine *engine, cq_slot *slot)
     cq_log *log = &engine->log;
     cq_log_segment(log, slot->created_chunk)->live--;
     engine->live_bytes -= slot->body_len;
+    if (slot->state != CQ_GONE) {
+        cq_log_expire(log, slot->created_chunk, slot->due_ms);
+        cq_log_expire(log, slot->ended_chunk, slot->due_ms);
+    }
     uint64_t number = cq_id_number(slot->id);
     if (slot->flags & CQ_FLAG_DETACHED) {
         if (slot->state != CQ_GONE && !engine->loading)
@@ -469,8 +480,8 @@ bool cq_log_straggler(cq_engine *engine, uint64_t *from, uint64_t *to)
 {
     cq_log *log = &engine->log;
     uint64_t head = segment_of(log->next_seq);
-    int64_t log_bytes = (int64_t)(head - log->oldest) * CQ_SEGMENT_BYTES;
-    if (log_bytes <= CQ_STRAGGLER_FACTOR * engine->live_bytes + engine->set.straggler_slack_bytes)
+    int64_t log_bytes = (int64_t)(head - log->oldest) * SEGMENT_BYTES;
+    if (log_bytes <= STRAGGLER_FACTOR * engine->live_bytes + engine->set.straggler_slack_bytes)
         return false;
     close_last(engine);
     for (uint64_t segment = log->oldest; segment < head; segment++) {
@@ -512,10 +523,8 @@ static cq_status carry_one(cq_engine *engine, cq_slot *slot, const cq_record *cr
     cq_segment *new = cq_log_segment(log, log->next_seq);
     new->held++;
     new->live++;
-    if (slot->state == CQ_DEAD) {
+    if (slot->state == CQ_DEAD)
         slot->ended_chunk = log->next_seq;
-        cq_log_expire(log, log->next_seq, slot->due_ms);
-    }
     return CQ_DONE;
 }
 

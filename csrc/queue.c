@@ -251,6 +251,7 @@ static void close_level(cq_engine *engine, cq_level *level)
     free_level(freed);
 }
 
+/* A new level of the queue, empty; NULL without memory. */
 static cq_level *open_level(cq_engine *engine, cq_queue *queue, int32_t priority)
 {
     if (cq_map_reserve(&engine->levels) != CQ_DONE || cq_heap_reserve(&queue->levels, 1) != CQ_DONE)
@@ -274,6 +275,7 @@ static uint64_t ring_number(const cq_level *level, uint32_t index)
     return level->ring[(level->ring_at + index) & (level->ring_cap - 1)];
 }
 
+/* Room for one more number; CQ_NO_MEMORY changes nothing. */
 static cq_status ring_reserve(cq_level *level)
 {
     if (level->ring_count < level->ring_cap)

@@ -256,6 +256,7 @@ cq_status cq_body_split(cq_bytes stored, uint8_t flags, cq_body *body)
     return CQ_DONE;
 }
 
+/* Reads a Timestamp; false when it is cut short or beyond what fits into ms. */
 static bool read_stamp(cq_bytes stamp, int64_t *ms)
 {
     int64_t seconds = 0, nanos = 0;
@@ -274,6 +275,7 @@ static bool read_stamp(cq_bytes stamp, int64_t *ms)
     return true;
 }
 
+/* Reads one field of workerpb.Task; false when it is cut short or none that is stored. */
 static bool read_field(cq_bytes *rest, cq_body *body)
 {
     uint64_t tag, value;
@@ -672,6 +674,7 @@ static bool read_ended(cq_bytes *rest, cq_record *record)
            record->state >= CQ_COMPLETED && record->state <= CQ_DEAD;
 }
 
+/* The kinds that begin with a task's number; false when cut short or unknown. */
 static bool read_numbered(cq_bytes *rest, cq_record *record)
 {
     if (!take_int(rest, NUMBER, &record->number))

@@ -143,6 +143,7 @@ static cq_status set_holder(cq_engine *engine, cq_slot *slot, const cq_record *r
     return slot->holder == NULL ? CQ_NO_MEMORY : CQ_DONE;
 }
 
+/* CQ_MALFORMED: not a task, or its number is taken or was never given out. */
 static cq_status load_created(cq_engine *engine, uint64_t seq, const cq_record *record)
 {
     if (record->number >= engine->next_number)
@@ -166,7 +167,8 @@ static cq_status load_created(cq_engine *engine, uint64_t seq, const cq_record *
     return CQ_DONE;
 }
 
-/* The slot that a carried record is about, detached; NULL with CQ_DONE cannot be. */
+/* Finds the slot that a carried record is about, and detaches it; makes one when its creation is no
+ * more read. CQ_MALFORMED: the task has ended before. */
 static cq_status find_carried(cq_engine *engine, const cq_record *record, cq_slot **slot)
 {
     *slot = cq_table_at(&engine->table, record->number);
@@ -186,6 +188,7 @@ static cq_status find_carried(cq_engine *engine, const cq_record *record, cq_slo
     return *slot == NULL ? CQ_NO_MEMORY : CQ_DONE;
 }
 
+/* The task stands here from now on, in the state that the record says. */
 static cq_status load_carried(cq_engine *engine, uint64_t seq, const cq_record *record)
 {
     cq_slot *slot;
@@ -199,10 +202,8 @@ static cq_status load_carried(cq_engine *engine, uint64_t seq, const cq_record *
     slot->attempts = record->attempts;
     slot->updated_ms = record->updated_ms;
     slot->due_ms = record->due_ms;
-    if (record->state == CQ_DEAD) {
+    if (record->state == CQ_DEAD)
         slot->ended_chunk = seq;
-        cq_log_expire(&engine->log, seq, record->expires_ms);
-    }
     cq_bytes tenant = record->state == CQ_LEASED ? slot->queue->tenant->name : (cq_bytes){0};
     if (set_holder(engine, slot, record, tenant) != CQ_DONE)
         return CQ_NO_MEMORY;
@@ -240,7 +241,6 @@ static cq_status load_final(cq_engine *engine, cq_slot *slot, uint8_t state)
 
 static cq_status load_ended(cq_engine *engine, uint64_t seq, cq_slot *slot, const cq_record *record)
 {
-    cq_log_expire(&engine->log, slot->created_chunk, record->expires_ms);
     cq_slot_drop_body(engine, slot);
     slot->ended_chunk = seq;
     slot->attempts = record->attempts;
@@ -254,9 +254,10 @@ static cq_status load_ended(cq_engine *engine, uint64_t seq, cq_slot *slot, cons
     return set_text(slot, record->error);
 }
 
+/* Any record but the two that create; CQ_MALFORMED when the task's state forbids it. */
 static cq_status load_change(cq_engine *engine, uint64_t seq, const cq_record *record)
 {
-    if (record->kind == CQ_RECORD_ENDED)
+    if (record->kind == CQ_RECORD_ENDED && record->state != CQ_DEAD)
         cq_log_expire(&engine->log, seq, record->expires_ms);
     cq_slot *slot = cq_table_at(&engine->table, record->number);
     if (slot == NULL || is_final(slot))
@@ -354,8 +355,20 @@ static cq_status settle_buckets(cq_engine *engine)
     return CQ_DONE;
 }
 
+/* Whether a task that has not ended may be as its records say. */
+static bool plausible(const cq_slot *slot)
+{
+    bool counted = slot->state == CQ_LEASED || slot->state == CQ_DEAD;
+    if (slot->attempts < 0 || slot->attempts > slot->max_attempts - (counted ? 0 : 1))
+        return false;
+    return slot->state != CQ_LEASED || slot->holder != NULL;
+}
+
+/* Puts a task into its queue or the heap, and counts it. CQ_MALFORMED: its records contradict. */
 static cq_status place(cq_engine *engine, cq_slot *slot, int64_t now_ms, int64_t lease_end_min_ms)
 {
+    if (!plausible(slot))
+        return CQ_MALFORMED;
     if (slot->state == CQ_DELAYED && slot->due_ms <= now_ms) {
         slot->state = CQ_READY;
         slot->due_ms = 0;
@@ -377,6 +390,7 @@ static cq_status place(cq_engine *engine, cq_slot *slot, int64_t now_ms, int64_t
     return CQ_DONE;
 }
 
+/* Places detached tasks last: of all numbers theirs are the lowest, and rings want them rising. */
 static cq_status place_all(cq_engine *engine, int64_t now_ms, int64_t lease_end_min_ms)
 {
     cq_table *table = &engine->table;

@@ -5,6 +5,9 @@
 
 #define HEADS_MIN 16
 #define WINDOW_MIN 16
+#define RANDOM_BITS 26 /* of an id */
+
+_Static_assert(sizeof(cq_slot) <= 112, "memory per waiting task is a promise");
 
 /* --- maps ------------------------------------------------------------------------------------- */
 
@@ -112,8 +115,8 @@ uint64_t cq_fnv(uint64_t hash, const void *ptr, size_t len)
 void cq_id_make(uint8_t id[CQ_ID_BYTES], int64_t ms, uint64_t number, uint32_t random)
 {
     uint64_t high = (uint64_t)ms << 16 | UINT64_C(7) << 12 | number >> 36;
-    uint64_t low = UINT64_C(2) << 62 | (number & ((UINT64_C(1) << 36) - 1)) << CQ_ID_RANDOM_BITS |
-                   (random & ((UINT32_C(1) << CQ_ID_RANDOM_BITS) - 1));
+    uint64_t low = UINT64_C(2) << 62 | (number & ((UINT64_C(1) << 36) - 1)) << RANDOM_BITS |
+                   (random & ((UINT32_C(1) << RANDOM_BITS) - 1));
     cq_put_be64(cq_put_be64(id, high), low);
 }
 
@@ -121,7 +124,7 @@ uint64_t cq_id_number(const uint8_t id[CQ_ID_BYTES])
 {
     uint64_t high = cq_get_be64(id);
     uint64_t low = cq_get_be64(id + 8);
-    return (high & 0xFFF) << 36 | (low >> CQ_ID_RANDOM_BITS & ((UINT64_C(1) << 36) - 1));
+    return (high & 0xFFF) << 36 | (low >> RANDOM_BITS & ((UINT64_C(1) << 36) - 1));
 }
 
 /* --- slots ------------------------------------------------------------------------------------ */
@@ -196,8 +199,8 @@ cq_slot *cq_table_at(const cq_table *table, uint64_t number)
     cq_block *block = cq_table_block(table, number / CQ_BUCKET_SLOTS);
     if (block != NULL) {
         cq_slot *slot = &block->slots[number % CQ_BUCKET_SLOTS];
-        if (slot->state != CQ_MOVED)
-            return slot->state == CQ_NONE ? NULL : slot;
+        if (slot->state != CQ_NONE && slot->state != CQ_MOVED)
+            return slot;
     }
     cq_detached *detached = find_detached(table, number);
     return detached == NULL ? NULL : &detached->slot;

@@ -15,24 +15,18 @@ static cq_bytes literal(const char *text)
 
 /* --- create ----------------------------------------------------------------------------------- */
 
-static uint32_t draw_id_bits(cq_engine *engine, const cq_create *item, cq_bytes tenant, int64_t ms,
-                             uint8_t id[CQ_ID_BYTES])
+/* Gives the item its id; with a key and shards such that it falls on the shard of the key. */
+static void make_id(cq_engine *engine, cq_create *item, cq_bytes tenant, int64_t ms)
 {
-    uint32_t shards = engine->set.shard_count;
-    bool placed = shards > 1 && item->key.len > 0;
+    uint32_t shards = item->key.len > 0 ? engine->set.shard_count : 1;
     uint64_t wanted = 0;
-    if (placed) {
-        uint64_t hash = cq_fnv(cq_fnv(CQ_FNV_START, tenant.ptr, tenant.len), "", 1);
-        wanted = cq_fnv(hash, item->key.ptr, item->key.len) % shards;
+    if (shards > 1) {
+        wanted = cq_fnv(cq_fnv(CQ_FNV_START, tenant.ptr, tenant.len), "", 1);
+        wanted = cq_fnv(wanted, item->key.ptr, item->key.len) % shards;
     }
-    for (;;) {
-        uint32_t random = (uint32_t)cq_draw(engine);
-        if (!placed)
-            return random;
-        cq_id_make(id, ms, engine->next_number, random);
-        if (cq_fnv(CQ_FNV_START, id, CQ_ID_BYTES) % shards == wanted)
-            return random;
-    }
+    do
+        cq_id_make(item->id, ms, engine->next_number, (uint32_t)cq_draw(engine));
+    while (shards > 1 && cq_fnv(CQ_FNV_START, item->id, CQ_ID_BYTES) % shards != wanted);
 }
 
 static int64_t due_of(const cq_create *item, int64_t now_ms)
@@ -43,6 +37,7 @@ static int64_t due_of(const cq_create *item, int64_t now_ms)
     return due_ms > now_ms ? due_ms : CQ_NEVER;
 }
 
+/* A new slot, still without body, state and place. */
 static void fill_slot(cq_engine *engine, cq_slot *slot, const cq_create *item, cq_queue *queue,
                       int64_t now_ms)
 {
@@ -86,8 +81,7 @@ static cq_status create_one(cq_engine *engine, cq_create *item, cq_queue *queue,
     if (cq_table_reserve(&engine->table, number) != CQ_DONE ||
         cq_heap_reserve(&engine->due, 1) != CQ_DONE)
         return CQ_NO_MEMORY;
-    uint32_t random = draw_id_bits(engine, item, queue->tenant->name, id_ms, item->id);
-    cq_id_make(item->id, id_ms, number, random);
+    make_id(engine, item, queue->tenant->name, id_ms);
     cq_block *block = cq_table_block(&engine->table, number / CQ_BUCKET_SLOTS);
     cq_slot *slot = &block->slots[number % CQ_BUCKET_SLOTS];
     cq_slot made;
@@ -208,6 +202,7 @@ static int64_t linear(const cq_settings *set, int32_t attempts)
     return set->backoff_base_ms * attempts;
 }
 
+/* How long a task waits after this many attempts, in ms. */
 static int64_t backoff(cq_engine *engine, int32_t attempts)
 {
     const cq_settings *set = &engine->set;
@@ -329,8 +324,6 @@ static cq_status end(cq_engine *engine, cq_slot *slot, const ending *how)
     slot->ended_chunk = seq;
     to = cq_ended_put(to, slot, how->flags, how->result, how->error, how->artifacts);
     cq_log_wrote(engine, to);
-    cq_log_expire(&engine->log, seq, expires_ms);
-    cq_log_expire(&engine->log, slot->created_chunk, expires_ms);
     if (slot->flags & CQ_FLAG_WEBHOOK)
         cq_log_webhook(engine, slot, seq);
     if (was_ready)
@@ -556,6 +549,7 @@ static cq_status become_ready(cq_engine *engine, cq_slot *slot)
     return CQ_DONE;
 }
 
+/* A lease that nobody ended. One that was never delivered does not count as an attempt. */
 static cq_status lease_over(cq_engine *engine, cq_slot *slot, int64_t now_ms)
 {
     if (slot->flags & CQ_FLAG_UNDELIVERED)

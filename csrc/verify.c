@@ -1,9 +1,9 @@
 /* verify.c: what must be true of memory at any moment (I1, I3, I5, I6), checked by walking it, and
  * a digest of what a restart must rebuild (I8). */
-#include <string.h>
-
 #include "codeq.h"
 
+#define CHECK_ALWAYS_BELOW 1000 /* live tasks; above, every CHECK_EVERY-th call */
+#define CHECK_EVERY 4096
 #define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
 
 /* Sums over all slots, to be compared with the counters kept along the way. */
@@ -93,6 +93,7 @@ static uint64_t check_level(const cq_engine *engine, const cq_queue *queue, cons
     return least;
 }
 
+/* The top is the least of the first level, the counters are right, the tenant's heap knows. */
 static void check_queue(const cq_engine *engine, const cq_queue *queue, sums *all)
 {
     uint64_t ready = 0;
@@ -161,6 +162,16 @@ void cq_engine_verify(const cq_engine *engine)
     CQ_ASSERT(slots.body_bytes == engine->body_bytes && slots.live_bytes == engine->live_bytes);
 }
 
+void cq_engine_check(cq_engine *engine)
+{
+#ifdef CODEQ_DEBUG
+    if (engine->live < CHECK_ALWAYS_BELOW || ++engine->checks % CHECK_EVERY == 0)
+        cq_engine_verify(engine);
+#else
+    (void)engine;
+#endif
+}
+
 /* --- digest ----------------------------------------------------------------------------------- */
 
 static uint64_t add(uint64_t digest, uint64_t value)
@@ -173,6 +184,7 @@ static uint64_t add_bytes(uint64_t digest, cq_bytes bytes)
     return cq_hash(digest, bytes.ptr, bytes.len);
 }
 
+/* Of all that the log says of a task; not of what only this process knows. */
 static uint64_t slot_digest(const cq_slot *slot)
 {
     uint64_t digest = cq_hash(0, slot->id, CQ_ID_BYTES);

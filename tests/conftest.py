@@ -105,7 +105,7 @@ def launch(
     arguments: list[str], environ: dict[str, str], stderr_path: Path
 ) -> subprocess.Popen[str]:
     """Starts ``python -m codeq`` with only these settings in its environment."""
-    base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
+    base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     with stderr_path.open("a") as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "codeq", *arguments],
@@ -265,11 +265,15 @@ def claimed(producer: httpx.Client, worker: httpx.Client, command: str, **fields
     return str(claim(worker, command)["id"])
 
 
+def waiting_claims(server: Server) -> int:
+    """Claims that are parked now, of both surfaces."""
+    text = httpx.get(f"http://{server.http}/metrics").text
+    return int(float(text.partition("\ncodeq_waiting_claims ")[2].split()[0]))
+
+
 def wait_for_claims(server: Server, count: int) -> None:
     """Until so many claims are parked."""
-    text = ""
     for _ in range(2000):
-        text = httpx.get(f"http://{server.http}/metrics").text
-        if f"codeq_waiting_claims {count}.0" in text:
+        if waiting_claims(server) == count:
             return
-    pytest.fail(text)
+    pytest.fail(f"{waiting_claims(server)} claims wait, not {count}")

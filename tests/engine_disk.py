@@ -12,6 +12,8 @@ TENANT, WORKER, SUBJECT = b"acme", b"w1", b"sub1"
 BYTES_MAX = 1 << 40
 PAYLOAD_MAX = 1 << 22
 NOW = 1_700_000_000_000
+HOUR = 3_600_000
+MINE = (TENANT, WORKER, SUBJECT, -1)  # whose lease `claim` makes, any attempt
 
 
 class Chunks(Mapping[int, bytes]):
@@ -65,6 +67,7 @@ class Disk:
         moved = 0
         for _ in range(1000):
             found = self.engine.straggler_chunks()
+            self.commit()  # asking may have closed a bucket
             if found is None:
                 return moved
             for seq in range(*found):
@@ -148,9 +151,8 @@ def claimed(engine: Engine, now_ms: int = NOW, **fields: Any) -> list[bytes]:
     got = claim(engine, now_ms, **fields)
     if got is None:
         return []
-    ids = [view.id_bytes for view in engine.claimed_views(got)]
     engine.delivered(got)
-    return ids
+    return got.ids()
 
 
 def results(
@@ -181,3 +183,18 @@ def finish(
     batch = results(ids, **fields)
     engine.finish(batch, tenant, worker, subject, attempt, now_ms)
     return list(batch.codes)
+
+
+def engine(**settings: Any) -> Engine:
+    return Engine(seed=7, **({"backoff_policy": "fixed"} | settings))
+
+
+def look(core: Engine, task_id: bytes) -> TaskView:
+    view = core.view(task_id, TENANT)
+    assert view is not None
+    return view
+
+
+def place(core: Engine, task_id: bytes) -> tuple[int, int, str]:
+    view = look(core, task_id)
+    return view.state, view.attempts, view.error

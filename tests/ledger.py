@@ -42,6 +42,7 @@ class Ledger:
     numbers: dict[str, int] = field(default_factory=dict)  # task id -> number
     violations: list[str] = field(default_factory=list)
     creates: int = 0
+    backlog: int = 0  # creates acknowledged minus results acknowledged
     acknowledgements: int = 0
     deliveries: int = 0
     touched: set[int] = field(default_factory=set)  # numbers acknowledged since ``take_touched``
@@ -59,6 +60,7 @@ class Ledger:
         """The create was acknowledged with this id."""
         with self.changed:
             self._same_task(number, task_id)
+            self.backlog += not self.entries[number].acknowledged
             self.entries[number].acknowledged = True
             self.acknowledgements += 1
             self.touched.add(number)
@@ -97,6 +99,7 @@ class Ledger:
             entry = self.entries[self.numbers[task_id]]
             if ok:
                 entry.result = entry.result or entry.result_sent
+                self.backlog -= entry.acknowledged
                 self.acknowledgements += 1
                 self.touched.add(entry.number)
             entry.result_sent = None
@@ -123,10 +126,10 @@ class Ledger:
         with self.changed:
             return self.changed.wait_for(fact, timeout)
 
-    def in_flight(self) -> int:
-        """Creates sent and not acknowledged, and not seen either."""
+    def in_flight(self, first: int) -> int:
+        """Creates from number ``first`` on that were neither acknowledged nor delivered."""
         with self.changed:
-            return sum(entry.task_id is None for entry in self.entries.values())
+            return sum(e.task_id is None for e in self.entries.values() if e.number >= first)
 
     def unfinished(self) -> int:
         with self.changed:

@@ -10,7 +10,8 @@ from codeq.engine.clock import FakeClock
 
 
 class ManualRunner:
-    """Runs helper work at once, but gives its result to the loop later; timers follow the fake clock.
+    """Runs helper work at once, but gives its result to the loop later; timers follow the fake
+    clock.
 
     ``hold_syncs`` keeps finished syncs back until ``release``, to look at what waits for them.
     """

@@ -1,4 +1,5 @@
-"""One node under a fake clock: a real store, a real engine, no threads; operations return their answer."""
+"""One node under a fake clock: a real store, a real engine, no threads; operations return their
+answer."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from .manual_runner import ManualRunner
 class Node:
     """A shard whose operations are called like functions; ``restart`` closes and reopens it.
 
-    ``crash`` reopens it without closing anything first, as after kill -9: the store is opened from a
-    copy of its files.
+    ``crash`` reopens it without closing anything first, as after kill -9: the store is opened from
+    a copy of its files.
     """
 
     def __init__(self, path: Path, clock: FakeClock | None = None, **settings: Any) -> None:
@@ -51,7 +52,9 @@ class Node:
 
     # --- operations
 
-    def create(self, command: str = "job", payload: bytes = b"{}", tenant: str = "t", **kw: Any) -> str:
+    def create(
+        self, command: str = "job", payload: bytes = b"{}", tenant: str = "t", **kw: Any
+    ) -> str:
         creates = self.create_batch([{"command": command, "payload": payload, **kw}], tenant)
         assert creates.codes == b"\0", creates.codes
         return creates.task_id(0)
@@ -69,7 +72,9 @@ class Node:
         assert len(done) == 1
         return creates
 
-    def request(self, deliver: Any, commands: tuple[str, ...] | None = ("job",), **kw: Any) -> ClaimRequest:
+    def request(
+        self, deliver: Any, commands: tuple[str, ...] | None = ("job",), **kw: Any
+    ) -> ClaimRequest:
         fields: dict[str, Any] = {
             "tenant": "t",
             "in_order": commands is not None,
@@ -96,7 +101,9 @@ class Node:
         got[0].accepted()
         return views
 
-    def park(self, deliveries: list[Any], commands: tuple[str, ...] | None = ("job",), **kw: Any) -> Waiter:
+    def park(
+        self, deliveries: list[Any], commands: tuple[str, ...] | None = ("job",), **kw: Any
+    ) -> Waiter:
         waiter = self.shard.claim(self.request(deliveries.append, commands, wait=True, **kw))
         self.settle()
         return waiter
@@ -123,7 +130,9 @@ class Node:
         assert done == [1]
         return finishes
 
-    def nack(self, task_id: str, delay_seconds: int | None = None, reason: str = "", **kw: Any) -> Any:
+    def nack(
+        self, task_id: str, delay_seconds: int | None = None, reason: str = "", **kw: Any
+    ) -> Any:
         got: list[Any] = []
         owner = {"tenant": "t", "worker": "w", "subject": "s", **kw}
         self.shard.nack(

@@ -27,7 +27,8 @@ class Task:
     attempts: int = 0
     worker: bytes = b""
     subject: bytes = b""
-    claim: object = None  # the claim that leased it, while it is not known to be delivered
+    claim: object = None  # the one that leased it
+    delivered: bool = True
     error: bytes = b""
     result: bytes | None = None
     key_end_ms: int = 0
@@ -102,14 +103,15 @@ class Reference:
         for task in ready[:count]:
             task.state, task.due_ms = LEASED, now_ms + lease_ms
             task.attempts += 1
-            task.worker, task.subject, task.claim = worker, subject, claim
+            task.worker, task.subject = worker, subject
+            task.claim, task.delivered = claim, False
             task.updated_ms = now_ms
         return ready[:count]
 
     def delivered(self, claim: object) -> None:
         for task in self.tasks:
             if task.claim is claim:
-                task.claim = None
+                task.delivered = True
 
     def give_back(self, claim: object, now_ms: int) -> int:
         tasks = [t for t in self.tasks if t.state == LEASED and t.claim is claim]
@@ -120,7 +122,7 @@ class Reference:
     def heartbeat(self, task_id: bytes, caller: tuple, lease_ms: int, now_ms: int) -> int:
         code, task = self._lease(task_id, *caller)
         if task is not None:
-            task.due_ms, task.updated_ms, task.claim = now_ms + lease_ms, now_ms, None
+            task.due_ms, task.updated_ms, task.delivered = now_ms + lease_ms, now_ms, True
         return code
 
     def abandon(self, task_id: bytes, caller: tuple, now_ms: int) -> int:
@@ -192,7 +194,7 @@ class Reference:
                 task.state, task.due_ms = READY, 0
             elif task.state == DEAD:
                 task.state = GONE
-            elif task.claim is not None:
+            elif not task.delivered:
                 self._back(task, task.attempts - 1, 0, task.error, now_ms)
             elif task.attempts >= task.max_attempts:
                 self._end(task, DEAD, b"LEASE_EXPIRED", now_ms)

@@ -260,6 +260,17 @@ def test_T49_idle_waits_cost_nothing(start_server: Callable[..., Server]) -> Non
 # --- clients that do not behave
 
 
+def _create_scope() -> dict[str, Any]:
+    """What the HTTP server says of a POST /tasks with a body of 10 bytes."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "raw_path": f"{PREFIX}/tasks".encode(),
+        "query_string": b"",
+        "headers": [(b"authorization", b"Bearer shop/p"), (b"content-length", b"10")],
+    }
+
+
 def _app_answer(receive: Callable[[], Any], tmp_path: Path) -> dict[str, Any]:
     """The first message of the application's answer to a request whose body comes from
     ``receive``."""
@@ -270,14 +281,7 @@ def _app_answer(receive: Callable[[], Any], tmp_path: Path) -> dict[str, Any]:
 
     async def talk() -> None:
         async with rest_node(tmp_path) as node:
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "raw_path": f"{PREFIX}/tasks".encode(),
-                "query_string": b"",
-                "headers": [(b"authorization", b"Bearer shop/p"), (b"content-length", b"10")],
-            }
-            await node.app(scope, receive, send)
+            await node.app(_create_scope(), receive, send)
 
     asyncio.run(talk())
     return sent[0]
@@ -318,3 +322,26 @@ def test_T48_more_connections_than_the_default_of_the_library(server: Server) ->
         for _ in range(300):
             idle.enter_context(socket.create_connection((host, int(port))))
         assert httpx.get(f"http://{server.http}/healthz").status_code == 200
+
+
+def test_T48_a_body_that_never_comes_does_not_hold_the_end(tmp_path: Path) -> None:
+    async def check() -> None:
+        asked = asyncio.Event()
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            asked.set()
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with rest_node(tmp_path) as node:
+            request = asyncio.create_task(node.app(_create_scope(), receive, send))
+            await asked.wait()
+            node.app.stop()
+            node.app.cut()
+            await request
+        assert sent[0]["status"] == 408
+
+    asyncio.run(check())

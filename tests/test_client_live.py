@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
+import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+import codeq
 from codeq import CodeqError, Fail, Nack, NewTask, Producer, Task, Worker
 
-from .conftest import ANY_PORT, Server
+from .conftest import ANY_PORT, ROOT, Server
 
 
 def play(scenario: Coroutine[Any, Any, None]) -> None:
@@ -156,7 +159,7 @@ def test_T65_producer_and_worker_survive_kill_9_of_the_server(
     start_server: Callable[..., Server], command: str
 ) -> None:
     """Every keyed create makes one task and every task ends once, through three kills."""
-    server = start_server(LEASE_GRACE_SECONDS="1")
+    server = start_server(LEASE_GRACE_SECONDS="1", BACKOFF_BASE_SECONDS="1")
     stays_at_its_ports(server)
     handled: Counter[int] = Counter()
 
@@ -166,7 +169,7 @@ def test_T65_producer_and_worker_survive_kill_9_of_the_server(
         return task.json()
 
     async def scenario() -> None:
-        worker = a_worker(server, command, batch=50, concurrency=2, lease_seconds=30)
+        worker = a_worker(server, command, batch=50, concurrency=2, lease_seconds=3)
         running = asyncio.create_task(worker.run(handle))
         ids: list[str] = []
         async with a_producer(server) as creating:
@@ -204,3 +207,31 @@ def test_T65_producer_and_worker_survive_kill_9_of_the_server(
                 assert (record["status"], record["result"]) == ("COMPLETED", number)
 
     play(scenario())
+
+
+def test_the_examples_run(
+    server: Server,
+    producer: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As they stand, but at the addresses of this server; the worker ends by SIGTERM."""
+    stats = "/admin/queues/greet"
+
+    class Observed(Worker):
+        def __init__(self, _: str, **options: Any) -> None:
+            super().__init__(server.worker, **options)
+
+        def _results_acknowledged(self, acks: list[tuple[str, bool, str]]) -> None:
+            super()._results_acknowledged(acks)
+            if self.counts.acknowledged == 101:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(codeq, "Producer", lambda _, **more: Producer(server.producer, **more))
+    monkeypatch.setattr(codeq, "Worker", Observed)
+    runpy.run_path(str(ROOT / "examples" / "producer.py"))
+    assert producer.get(stats).json()["ready"] == 101
+    runpy.run_path(str(ROOT / "examples" / "worker.py"))
+    assert producer.get(stats).json()["ready"] == 0
+    said = capsys.readouterr().out
+    assert "created " in said and "finished 101 tasks" in said

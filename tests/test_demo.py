@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,12 @@ def test_a_small_folder_is_done_and_what_could_not_be_shown_is_said(
 
 def test_a_wrong_result_is_found_and_the_exit_is_not_0(
     folder: Path,
-    server: Server,
+    start_server: Callable[..., Server],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Against a server that somebody else runs, which is therefore not killed."""
+    server = start_server(BACKOFF_POLICY="fixed", BACKOFF_BASE_SECONDS="1")
     right = demo.answer_of
 
     def wrong(path: str) -> demo.Answer:

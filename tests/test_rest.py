@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +16,7 @@ import pytest
 from codeq.engine import _engine
 from codeq.server import views
 
-from .conftest import ABSENT_ID, Server, claim, claimed, create, refusal
+from .conftest import ABSENT_ID, RestNode, Server, claim, claimed, create, refusal, rest_node
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -512,3 +514,79 @@ def test_T66_metrics_count(producer: httpx.Client, worker: httpx.Client, command
     for name in ("codeq_commit_seconds_count", "codeq_live_tasks", "process_cpu_seconds_total"):
         assert f"\n{name} " in text, name
     assert "dev" not in re.findall(r'tenant\w*="(\w+)"', text)
+
+
+# --- faults and overload
+
+
+def in_node(tmp_path: Path, check: Callable[[RestNode, httpx.AsyncClient], Any]) -> None:
+    """Runs ``check(node, client of a producer and worker)`` against a node of its own."""
+
+    async def run() -> None:
+        async with rest_node(tmp_path) as node:
+            await check(node, await node.client("shop/p"))
+
+    asyncio.run(run())
+
+
+def test_T54_a_fault_reveals_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(node: RestNode, client: httpx.AsyncClient) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("the secret of the house")
+
+        monkeypatch.setattr(node.shard, "get", fail)
+        answer = await client.get(f"/tasks/{ABSENT_ID}")
+        assert refusal(answer) == (500, "internal", "internal error")
+
+    in_node(tmp_path, check)
+    assert "the secret of the house" in caplog.text
+
+
+def test_creates_are_refused_while_claims_go_on(tmp_path: Path) -> None:
+    async def check(node: RestNode, client: httpx.AsyncClient) -> None:
+        body = {"command": "job", "payload": 1}
+        await client.post("/tasks", json=body)
+        node.shard.refuses_creates = "no room"
+        for path, sent in (("/tasks", body), ("/tasks/batch", [body])):
+            answer = await client.post(path, json=sent)
+            assert refusal(answer) == (503, "unavailable", "no room")
+            assert answer.headers["retry-after"] == "1"
+        ready = await client.get("http://node/readyz")
+        assert refusal(ready) == (503, "unavailable", "unavailable")
+        assert (await client.get("http://node/healthz")).status_code == 200
+        taken = await client.post("/tasks/claim", json={})
+        done = await client.post(
+            f"/tasks/{taken.json()['id']}/result", json={"status": "COMPLETED"}
+        )
+        assert done.status_code == 200
+
+    in_node(tmp_path, check)
+
+
+def test_bytes_in_hand_are_bounded_by_tenant(tmp_path: Path) -> None:
+    async def check(node: RestNode, client: httpx.AsyncClient) -> None:
+        in_flight = node.app.edge.in_flight
+        body = {"command": "job", "payload": 1}
+        in_flight.take("shop", 512 << 20)
+        answer = await client.post("/tasks", json=body)
+        assert refusal(answer) == (503, "unavailable", "too many bytes in hand")
+        other = await node.client("other/p")
+        assert (await other.post("/tasks", json=body)).status_code == 201
+        in_flight.release("shop", 512 << 20)
+        assert (await client.post("/tasks", json=body)).status_code == 201
+        assert in_flight.total == 0
+
+    in_node(tmp_path, check)
+
+
+def test_a_stopping_node_is_unavailable(tmp_path: Path) -> None:
+    async def check(node: RestNode, client: httpx.AsyncClient) -> None:
+        node.app.stop()
+        for path in ("/tasks", "/tasks/claim", f"/tasks/{ABSENT_ID}/heartbeat"):
+            answer = await client.post(path, json={"command": "job", "payload": 1})
+            assert refusal(answer) == (503, "unavailable", "unavailable")
+        assert (await client.get("http://node/readyz")).status_code == 503
+
+    in_node(tmp_path, check)

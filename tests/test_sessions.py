@@ -1,154 +1,31 @@
-"""Stream sessions without a transport: every rule of the two streams, on a shard that a test answers."""
+"""Stream sessions without a transport: every rule of the two streams, on a shard a test answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from codeq import errors
-from codeq.config import Config, Streams
-from codeq.engine import _wire
 from codeq.server.auth import WORKER_SCOPES, AuthError
 from codeq.server.readys import PARKED_MAX
-from codeq.server.streams import Edge, InFlight, ProducerSession, Session, Status, WorkerSession
+from codeq.server.streams import Status
 from tests.fake_shard import FakeShard
+from tests.lines import FakePrincipal, House, refused
 from tests.protos import producerpb, workerpb
 
-_wire.set_messages({row.number: row.stream_message for row in errors.BY_NUMBER.values()})
 
-
-class FakePrincipal:
-    def __init__(self, **fields: Any) -> None:
-        self.tenant = "acme"
-        self.subject = "sub"
-        self.scopes = WORKER_SCOPES
-        self.event_types: tuple[bytes, ...] = ()
-        self.any_command = True
-        self.expires_ms: int | None = None
-        self.__dict__.update(fields)
-
-    def may_claim(self, command: bytes) -> bool:
-        return self.any_command or command in self.event_types
-
-
-class FakeAuth:
-    """Knows the tokens it is told of."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, FakePrincipal | AuthError] = {"token": FakePrincipal()}
-
-    def producer(self, token: str) -> FakePrincipal:
-        found = self.tokens.get(token, AuthError("unauthenticated", "invalid token"))
-        if isinstance(found, AuthError):
-            raise found
-        return found
-
-    worker = producer
-
-
-class FakeTimer:
-    def __init__(self, seconds: float, callback: Callable[[], None]) -> None:
-        self.seconds = seconds
-        self.callback = callback
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class House:
-    """An edge with everything around it faked, and the streams that were opened."""
-
-    def __init__(self, *, bytes_in_all: int = 1 << 30, **streams: Any) -> None:
-        self.shard = FakeShard()
-        self.auth = FakeAuth()
-        self.timers: list[FakeTimer] = []
-        self.config = Config(streams=Streams(**streams))
-        self.in_flight = InFlight(bytes_in_all)
-        self.edge = Edge(
-            self.shard,  # type: ignore[arg-type]
-            self.auth,  # type: ignore[arg-type]
-            self.config,
-            self._call_later,
-            self.in_flight,
-        )
-
-    def _call_later(self, seconds: float, callback: Callable[[], None]) -> FakeTimer:
-        self.timers.append(FakeTimer(seconds, callback))
-        return self.timers[-1]
-
-    def producer(self, token: str | None = "token") -> Line:
-        line = Line(self.edge, ProducerSession, producerpb)
-        if token is not None:
-            line.send(hello=producerpb.Hello(token=token))
-            line.read_hello_ack()
-        return line
-
-    def worker(self, token: str | None = "token", worker_id: str = "w1") -> Line:
-        line = Line(self.edge, WorkerSession, workerpb)
-        if token is not None:
-            line.send(hello=workerpb.Hello(token=token, worker_id=worker_id))
-            line.read_hello_ack()
-        return line
-
-
-class Line:
-    """A transport in a test's hand."""
-
-    def __init__(self, edge: Edge, session_class: type[Session], proto: Any) -> None:
-        self.reader_woken = 0
-        self.writer_woken = 0
-        self.proto = proto
-        self.session = session_class(edge, self._wake_reader, self._wake_writer)
-
-    def _wake_reader(self) -> None:
-        self.reader_woken += 1
-
-    def _wake_writer(self) -> None:
-        self.writer_woken += 1
-
-    def send(self, **event: Any) -> None:
-        kind = self.proto.ProducerEvent if self.proto is producerpb else self.proto.WorkerEvent
-        assert self.session.may_read()
-        self.session.receive(kind(**event).SerializeToString())
-
-    def read(self) -> Any:
-        """The next message, as if the transport had accepted it at once; None if there is none."""
-        message = self.session.take()
-        if message is None:
-            return None
-        self.session.sent()
-        return self.proto.ServerEvent.FromString(message)
-
-    def read_all(self) -> list[Any]:
-        found = []
-        while (event := self.read()) is not None:
-            found.append(event)
-        return found
-
-    def read_hello_ack(self) -> None:
-        assert self.read().WhichOneof("event") == "hello_ack"
-
-    def ready(self, *commands: str, count: int = 1, lease_seconds: int = 0) -> None:
-        ready = workerpb.Ready(commands=commands, count=count, lease_seconds=lease_seconds)
-        self.send(ready=ready)
-
-    def create(self, seq: int, command: str = "job", payload: bytes = b"{}") -> None:
-        self.send(create=producerpb.CreateTask(seq=seq, command=command, payload=payload))
-
-
-def refused(event: Any) -> tuple[str, str]:
-    assert event.WhichOneof("event") == "error"
-    return event.error.code, event.error.message
+def make_house(**settings: Any) -> House:
+    return House(FakeShard(), **settings)
 
 
 # --- Hello
 
 
 def test_hello_ack_names_tenant_and_subject() -> None:
-    line = House().producer(token=None)
+    line = make_house().producer(token=None)
     line.send(hello=producerpb.Hello(token="token"))
     assert line.read() == producerpb.ServerEvent(
         hello_ack=producerpb.HelloAck(tenant_id="acme", subject="sub")
@@ -159,7 +36,7 @@ def test_hello_ack_names_tenant_and_subject() -> None:
 
 @pytest.mark.parametrize(("sent", "used"), [("  w7 ", "w7"), ("", "sub"), ("   ", "sub")])
 def test_worker_id_is_that_of_hello_else_the_subject(sent: str, used: str) -> None:
-    line = House().worker(token=None)
+    line = make_house().worker(token=None)
     line.send(hello=workerpb.Hello(token="token", worker_id=sent))
     assert line.read() == workerpb.ServerEvent(
         hello_ack=workerpb.HelloAck(worker_id=used, tenant_id="acme")
@@ -167,7 +44,7 @@ def test_worker_id_is_that_of_hello_else_the_subject(sent: str, used: str) -> No
 
 
 def test_lease_calls_name_no_worker_when_hello_named_none() -> None:
-    house = House()
+    house = make_house()
     for worker_id, named, holder in (("w1", "w1", "w1"), ("", "", "sub")):
         line = house.worker(worker_id=worker_id)
         line.send(abandon=workerpb.Abandon(task_id="x"))
@@ -177,7 +54,7 @@ def test_lease_calls_name_no_worker_when_hello_named_none() -> None:
 
 
 def test_the_first_event_must_be_hello() -> None:
-    house = House()
+    house = make_house()
     producer = house.producer(token=None)
     producer.create(1)
     worker = house.worker(token=None)
@@ -202,7 +79,7 @@ def test_the_first_event_must_be_hello() -> None:
     ],
 )
 def test_a_refused_token_ends_the_stream(kind: str, token: str, status: Status) -> None:
-    house = House()
+    house = make_house()
     house.auth.tokens["stray"] = AuthError("permission-denied", "invalid tenant claims")
     house.auth.tokens["off"] = AuthError("unavailable", "worker validator not configured")
     line = house.producer(token=None) if kind == "producer" else house.worker(token=None)
@@ -213,13 +90,13 @@ def test_a_refused_token_ends_the_stream(kind: str, token: str, status: Status) 
 
 
 def test_a_worker_id_that_is_too_long_ends_the_stream() -> None:
-    line = House().worker(token=None)
+    line = make_house().worker(token=None)
     line.send(hello=workerpb.Hello(token="token", worker_id="w" * 257))
     assert line.session.status == Status("INVALID_ARGUMENT", "invalid workerId")
 
 
 def test_hello_must_come_in_time() -> None:
-    house = House(hello_timeout_seconds=3)
+    house = make_house(hello_timeout_seconds=3)
     line = house.producer(token=None)
     (timer,) = house.timers
     assert timer.seconds == 3
@@ -233,7 +110,7 @@ def test_hello_must_come_in_time() -> None:
 
 
 def test_a_second_hello_and_an_unknown_event_leave_the_stream_open() -> None:
-    house = House()
+    house = make_house()
     for line in (house.producer(), house.worker()):
         line.send(hello={"token": "token"})
         assert refused(line.read()) == ("FailedPrecondition", "already-authenticated")
@@ -246,7 +123,7 @@ def test_a_second_hello_and_an_unknown_event_leave_the_stream_open() -> None:
 
 @pytest.mark.parametrize("message", [b"\x12\xff", b"\x0a", b"\xff" * 11, b"\x0a\x03\x0a\x01\xff"])
 def test_T47_malformed_bytes_end_only_their_stream(message: bytes) -> None:
-    house = House()
+    house = make_house()
     for line in (house.producer(), house.worker()):
         other = house.producer()
         line.session.receive(message)
@@ -257,8 +134,43 @@ def test_T47_malformed_bytes_end_only_their_stream(message: bytes) -> None:
         assert other.session.status is None
 
 
+EVENTS = [
+    producerpb.ProducerEvent(create={"seq": 1, "command": "job", "payload": b"x" * 20}),
+    producerpb.ProducerEvent(create_batch={"tasks": [{"seq": 1}, {"seq": 2, "webhook": "x"}]}),
+    workerpb.WorkerEvent(hello={"token": "token", "worker_id": "w"}),
+    workerpb.WorkerEvent(ready={"commands": ["a", "b"], "count": 9, "lease_seconds": 5}),
+    workerpb.WorkerEvent(result={"task_id": "a", "status": "FAILED", "error": "b"}),
+    workerpb.WorkerEvent(result_batch={"results": [{"task_id": "a", "result_json": b"{}"}]}),
+    workerpb.WorkerEvent(nack={"task_id": "a", "delay_seconds": 3, "reason": "b"}),
+    workerpb.WorkerEvent(heartbeat={"task_id": "a", "extend_seconds": 3}),
+    workerpb.WorkerEvent(abandon={"task_id": "a"}),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.sampled_from([event.SerializeToString() for event in EVENTS]),
+    at=st.integers(0, 80),
+    cut=st.integers(0, 4),
+    put=st.binary(max_size=4),
+    greeted=st.booleans(),
+)
+def test_T47_no_message_breaks_a_session(
+    seed: bytes, at: int, cut: int, put: bytes, greeted: bool
+) -> None:
+    house = make_house()
+    token = "token" if greeted else None
+    for line in (house.producer(token=token), house.worker(token=token)):
+        line.session.receive(seed[:at] + put + seed[at + cut :])
+        house.shard.commit()
+        line.read_all()
+        line.session.half_close()
+        assert line.session.over
+    assert house.in_flight.total == 0
+
+
 def test_a_stream_ends_with_its_token_when_so_set() -> None:
-    house = House(end_at_token_expiry=True)
+    house = make_house(end_at_token_expiry=True)
     now_ms = house.shard.clock.now_ms()
     house.auth.tokens["token"] = FakePrincipal(expires_ms=now_ms + 5_000)
     line = house.producer()
@@ -277,7 +189,7 @@ def test_a_stream_ends_with_its_token_when_so_set() -> None:
 
 
 def test_acknowledgements_of_one_commit_group_share_a_message() -> None:
-    house = House()
+    house = make_house()
     line = house.producer()
     for seq in (1, 2, 3):
         line.create(seq)
@@ -298,7 +210,7 @@ def test_acknowledgements_of_one_commit_group_share_a_message() -> None:
 
 
 def test_one_create_is_acknowledged_singly_and_an_empty_batch_not_at_all() -> None:
-    house = House()
+    house = make_house()
     line = house.producer()
     line.send(create_batch=producerpb.CreateTaskBatch())
     house.shard.commit()
@@ -310,7 +222,7 @@ def test_one_create_is_acknowledged_singly_and_an_empty_batch_not_at_all() -> No
 
 
 def test_what_finishes_while_a_message_is_written_shares_the_next() -> None:
-    house = House()
+    house = make_house()
     line = house.producer()
     line.create(1)
     house.shard.commit()
@@ -324,8 +236,23 @@ def test_what_finishes_while_a_message_is_written_shares_the_next() -> None:
     assert [ack.seq for ack in event.create_ack_batch.acks] == [2, 3]
 
 
+def test_the_writer_is_woken_when_there_is_something_to_write() -> None:
+    house = make_house()
+    producer, worker = house.producer(), house.worker()
+    producer.create(1)
+    worker.send(result=workerpb.Result(task_id="a", status="COMPLETED"))
+    worker.ready()
+    woken = (producer.writer_woken, worker.writer_woken)
+    house.shard.commit()
+    assert (producer.writer_woken, worker.writer_woken) == (woken[0] + 1, woken[1] + 1)
+    house.shard.deliver(b"")
+    assert worker.writer_woken == woken[1] + 2
+    worker.session.receive(b"")
+    assert worker.writer_woken == woken[1] + 3
+
+
 def test_acknowledgements_too_big_for_one_message_are_split() -> None:
-    house = House(send_bytes=131_072)
+    house = make_house(send_bytes=131_072)
     line = house.producer()
     tasks = [producerpb.CreateTask(seq=seq, command="job") for seq in range(5_000)]
     line.send(create_batch=producerpb.CreateTaskBatch(tasks=tasks))
@@ -345,7 +272,7 @@ def test_acknowledgements_too_big_for_one_message_are_split() -> None:
 
 
 def test_T13_completed_without_a_body_is_acknowledged() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     task_id = "0190b5a0-0000-7000-8000-000000000001"
     line.send(result=workerpb.Result(task_id=task_id, status="COMPLETED"))
@@ -376,7 +303,7 @@ def test_T13_completed_without_a_body_is_acknowledged() -> None:
 
 
 def test_lease_calls_are_passed_on_and_answered() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     line.send(heartbeat=workerpb.Heartbeat(task_id="a", extend_seconds=5))
     line.send(heartbeat=workerpb.Heartbeat(task_id="a"))
@@ -402,7 +329,7 @@ def test_lease_calls_are_passed_on_and_answered() -> None:
 
 
 def test_refusals_carry_the_text_of_the_table() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     for row in (errors.NOT_FOUND, errors.NOT_IN_PROGRESS, errors.NOT_OWNER):
         house.shard.number = row.number or 0
@@ -424,7 +351,7 @@ def test_refusals_carry_the_text_of_the_table() -> None:
     ],
 )
 def test_each_event_needs_its_scope(scope: str, event: dict[str, Any]) -> None:
-    house = House()
+    house = make_house()
     house.auth.tokens["token"] = FakePrincipal(scopes=WORKER_SCOPES - {scope})
     line = house.worker()
     line.send(**event)
@@ -438,7 +365,7 @@ def test_each_event_needs_its_scope(scope: str, event: dict[str, Any]) -> None:
 
 
 def test_commands_of_a_ready() -> None:
-    house = House()
+    house = make_house()
     house.auth.tokens["some"] = FakePrincipal(any_command=False, event_types=(b"b", b"a"))
     every, some = house.worker(), house.worker(token="some")
     for line, named, expected in (
@@ -464,7 +391,7 @@ def test_commands_of_a_ready() -> None:
 
 
 def test_T46_count_and_lease_of_a_ready_are_cut() -> None:
-    house = House(ready_count_max=50)
+    house = make_house(ready_count_max=50)
     line = house.worker()
     for count, lease_seconds, expected in (
         (2**31 - 1, 2**31 - 1, (50, 86_400_000)),
@@ -482,7 +409,7 @@ def test_T46_count_and_lease_of_a_ready_are_cut() -> None:
 
 
 def test_a_batch_leaves_room_for_what_an_assignment_adds() -> None:
-    house = House()
+    house = make_house()
     line = house.worker(worker_id="w" * 256)
     line.ready(count=1000)
     request = house.shard.waiters[0].request
@@ -490,7 +417,7 @@ def test_a_batch_leaves_room_for_what_an_assignment_adds() -> None:
 
 
 def test_a_ready_gets_exactly_one_message() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     line.ready(count=3)
     delivery = house.shard.deliver(b"1", b"2")
@@ -501,7 +428,7 @@ def test_a_ready_gets_exactly_one_message() -> None:
 
 
 def test_further_readys_wait_while_an_assignment_is_unwritten() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     for _ in range(5):
         line.ready()
@@ -520,7 +447,7 @@ def test_further_readys_wait_while_an_assignment_is_unwritten() -> None:
 
 
 def test_small_tasks_are_claimed_for_many_readys_in_one_group() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     for _ in range(200):
         line.ready()
@@ -535,8 +462,22 @@ def test_small_tasks_are_claimed_for_many_readys_in_one_group() -> None:
     assert len(house.shard.waiters) == PARKED_MAX
 
 
+@pytest.mark.parametrize(("size", "before"), [(0, 4), (3_000, 3), (100_000, 1)])
+def test_acknowledgements_wait_for_few_assignments(size: int, before: int) -> None:
+    house = make_house()
+    line = house.worker()
+    for command in ("a", "b", "c", "d"):
+        line.ready(command)
+        line.send(result=workerpb.Result(task_id=command, status="COMPLETED"))
+    house.shard.commit()
+    for _ in range(4):
+        house.shard.deliver(bytes(size))
+    kinds = [event.WhichOneof("event") for event in line.read_all()]
+    assert kinds == [*["task"] * before, "result_ack_batch", *["task"] * (4 - before)]
+
+
 def test_T24_readys_for_other_commands_do_not_wait_behind_an_empty_queue() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     line.ready("empty")
     line.ready("empty")
@@ -545,7 +486,7 @@ def test_T24_readys_for_other_commands_do_not_wait_behind_an_empty_queue() -> No
 
 
 def test_T7_an_assignment_whose_lease_is_over_goes_back_and_the_ready_waits_on() -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     line.ready(lease_seconds=5)
     late = house.shard.deliver(b"late")
@@ -559,7 +500,7 @@ def test_T7_an_assignment_whose_lease_is_over_goes_back_and_the_ready_waits_on()
 
 @pytest.mark.parametrize("end", ["close", "half_close", "stop"])
 def test_T7_claims_not_handed_over_go_back_when_the_stream_ends(end: str) -> None:
-    house = House()
+    house = make_house()
     line = house.worker()
     line.ready()
     house.shard.deliver(b"small")
@@ -589,7 +530,7 @@ def test_T7_claims_not_handed_over_go_back_when_the_stream_ends(end: str) -> Non
 
 
 def test_T47_waiting_readys_are_bounded() -> None:
-    house = House(readys_max=3)
+    house = make_house(readys_max=3)
     line = house.worker()
     for _ in range(3):
         line.ready()
@@ -604,7 +545,7 @@ def test_T47_waiting_readys_are_bounded() -> None:
 
 
 def test_T47_the_commands_of_waiting_readys_are_bounded() -> None:
-    house = House(inflight_bytes=10_000)
+    house = make_house(inflight_bytes=10_000)
     line = house.worker()
     for number in range(40):
         line.ready(f"{number:0250}")
@@ -623,7 +564,7 @@ def test_T47_the_commands_of_waiting_readys_are_bounded() -> None:
 
 
 def test_T47_events_in_hand_are_bounded_by_number() -> None:
-    house = House(inflight_max=3)
+    house = make_house(inflight_max=3)
     line = house.producer()
     for seq in range(3):
         line.create(seq)
@@ -639,7 +580,7 @@ def test_T47_events_in_hand_are_bounded_by_number() -> None:
 
 
 def test_T47_events_in_hand_are_bounded_by_bytes() -> None:
-    house = House(inflight_bytes=1000)
+    house = make_house(inflight_bytes=1000)
     line = house.producer()
     line.create(1, payload=bytes(990))
     assert not line.session.may_read()
@@ -649,7 +590,7 @@ def test_T47_events_in_hand_are_bounded_by_bytes() -> None:
 
 
 def test_T47_errors_are_events_in_hand_too() -> None:
-    house = House(inflight_max=2)
+    house = make_house(inflight_max=2)
     line = house.worker()
     for _ in range(2):
         line.session.receive(b"")
@@ -659,7 +600,7 @@ def test_T47_errors_are_events_in_hand_too() -> None:
 
 
 def test_a_parked_ready_is_not_in_hand() -> None:
-    house = House(inflight_max=1)
+    house = make_house(inflight_max=1)
     line = house.worker()
     for _ in range(10):
         line.ready()
@@ -668,7 +609,7 @@ def test_a_parked_ready_is_not_in_hand() -> None:
 
 
 def test_T47_events_in_hand_are_bounded_over_all_streams_by_fair_shares() -> None:
-    house = House(bytes_in_all=10_000)
+    house = make_house(bytes_in_all=10_000)
     house.auth.tokens["other"] = FakePrincipal(tenant="other")
     greedy, second = house.producer(), house.producer()
     modest, worker = house.producer(token="other"), house.worker()
@@ -696,7 +637,7 @@ def test_T47_events_in_hand_are_bounded_over_all_streams_by_fair_shares() -> Non
 
 
 def test_a_closed_stream_gives_its_room_back() -> None:
-    house = House()
+    house = make_house()
     line = house.producer()
     line.create(1)
     assert house.in_flight.total > 0
@@ -709,7 +650,7 @@ def test_a_closed_stream_gives_its_room_back() -> None:
 
 
 def test_while_creates_are_refused_a_producer_is_read_one_event_at_a_time() -> None:
-    house = House()
+    house = make_house()
     line = house.producer()
     house.shard.refuses_creates = "full"
     line.create(1)
@@ -724,7 +665,7 @@ def test_while_creates_are_refused_a_producer_is_read_one_event_at_a_time() -> N
 
 @pytest.mark.parametrize("end", ["half_close", "stop"])
 def test_work_in_hand_is_acknowledged_before_the_end(end: str) -> None:
-    house = House()
+    house = make_house()
     producer, worker = house.producer(), house.worker()
     producer.create(1)
     worker.send(result=workerpb.Result(task_id="a", status="COMPLETED"))
@@ -743,7 +684,7 @@ def test_work_in_hand_is_acknowledged_before_the_end(end: str) -> None:
 
 
 def test_nothing_is_taken_after_the_end() -> None:
-    house = House()
+    house = make_house()
     line = house.producer()
     house.edge.stop()
     line.session.receive(producerpb.ProducerEvent(create={"seq": 1}).SerializeToString())
@@ -751,8 +692,16 @@ def test_nothing_is_taken_after_the_end() -> None:
     assert line.session.over
 
 
+def test_a_stream_that_opens_while_the_server_stops_ends_at_once() -> None:
+    house = make_house()
+    house.edge.stop()
+    for line in (house.producer(token=None), house.worker(token=None)):
+        assert line.session.status == Status("UNAVAILABLE", "server is stopping")
+        assert line.session.over
+
+
 def test_a_fault_ends_the_stream_at_once() -> None:
-    house = House()
+    house = make_house()
     line = house.producer()
     line.create(1)
     line.session.fail()

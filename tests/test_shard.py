@@ -204,9 +204,7 @@ def test_T5_a_lost_workers_task_comes_back_without_any_poll(node: Node) -> None:
 def test_waiting_claims_are_served_in_order_of_arrival_over_queues(node: Node) -> None:
     order: list[str] = []
     for name, commands in [("a", ("x", "y")), ("b", ("y",)), ("c", None), ("d", ("x",))]:
-        node.shard.claim(
-            node.request(lambda d, name=name: order.append(name), commands, wait=True)
-        )
+        node.shard.claim(node.request(lambda d, name=name: order.append(name), commands, wait=True))
     node.settle()
     assert node.shard.waiting_claims == 4
     node.create_batch([{"command": "y"}, {"command": "y"}, {"command": "x"}, {"command": "x"}])
@@ -293,7 +291,7 @@ def test_T12_one_attempt_means_one_delivery(node: Node) -> None:
     assert (view.state, view.error, view.has_record) == (_engine.DEAD, "broken", True)
 
 
-def test_T28_concurrent_creates_with_one_key_make_one_task(node: Node) -> None:
+def test_I7_T28_concurrent_creates_with_one_key_make_one_task(node: Node) -> None:
     batches = []
     for _ in range(32):
         creates = Creates()
@@ -496,7 +494,10 @@ def test_a_damaged_chunk_is_named(node: Node) -> None:
 
 def test_T44_retention_removes_chunks_directories_and_webhook_entries(tmp_path: Path) -> None:
     node = Node(
-        tmp_path / "data", retention_seconds=10, idempotency_window_seconds=10, lease_grace_seconds=0
+        tmp_path / "data",
+        retention_seconds=10,
+        idempotency_window_seconds=10,
+        lease_grace_seconds=0,
     )
     ids: list[str] = []
     for _ in range(60):

@@ -201,7 +201,7 @@ def test_too_many_items_are_refused_before_they_take_memory() -> None:
             decode(run(number, many[:-2]) + run(number, b"\x0a\x00"))
 
 
-def test_many_batches_in_one_event_cost_linear_time() -> None:
+def test_many_batches_in_one_event_add_up() -> None:
     part = run(3, b"\x0a\x00")
     _, creates = _wire.decode_producer_event(part * 300_000)
     assert isinstance(creates, _wire.Creates)

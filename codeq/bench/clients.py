@@ -7,6 +7,7 @@ counts stands in a file that all processes share, so that producers can wait for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import resource
 import sys
@@ -21,13 +22,13 @@ from codeq.client import NewTask, Producer, Task, Worker
 from codeq.errors import CodeqError
 
 PUBLISH_SECONDS = 0.02
-#: 200 bytes of JSON with the fields below.
-FILL = "x" * 129
+FILL = "x" * 145
 CREATED, DELIVERED, FINISHED, ACKNOWLEDGED = COLUMNS = range(4)
 
 
 class Role(msgspec.Struct):
-    """What a client process is told. ``flights``: calls, connections or Readys in flight."""
+    """What a client process is told. ``flights``: calls, connections or Readys in flight, spread
+    over ``streams``."""
 
     kind: str  # produce, work, rest
     address: str
@@ -37,6 +38,7 @@ class Role(msgspec.Struct):
     slot: int
     batch: int = 1
     flights: int = 1
+    streams: int = 1
     merge: bool = True
     window: int = 0  # lives that may be open at a time
     per_second: float = 0.0  # paced, or 0 = as fast as it goes
@@ -59,6 +61,17 @@ class Tally:
         return sum(self._cells[column :: len(COLUMNS)])
 
 
+def payload_of(role: Role, number: int) -> dict[str, Any]:
+    """About 200 bytes of JSON, built anew for each task, as a program would."""
+    sent = time.monotonic_ns() if role.per_second else 0
+    return {"sent": sent, "n": number, "to": "a@b.example", "text": FILL}
+
+
+def result_of(payload: dict[str, Any]) -> dict[str, Any]:
+    """About 40 bytes of JSON."""
+    return {"n": payload["n"], "done": "with pleasure"}
+
+
 class Client:
     """One role at work."""
 
@@ -67,16 +80,18 @@ class Client:
         self.tally = Tally(Path(role.tally), 0)
         self.created = 0
         self.refused = 0
-        self.latencies_us: list[int] = []
+        self.ending = False  # what fails from now on was cut off, not refused
+        self.deliveries: list[tuple[int, int]] = []  # (when, after how long), ns
 
     def payload(self) -> dict[str, Any]:
-        """Built anew for each task, as a program would."""
-        return {"sent": time.monotonic_ns(), "n": self.created, "to": "a@b.example", "text": FILL}
+        return payload_of(self.role, self.created)
 
     def handle(self, task: Task) -> dict[str, Any]:
         payload = task.json()
-        self.latencies_us.append((time.monotonic_ns() - payload["sent"]) // 1000)
-        return {"n": payload["n"], "done": "with pleasure"}
+        if self.role.per_second:
+            now = time.monotonic_ns()
+            self.deliveries.append((now, now - payload["sent"]))
+        return result_of(payload)
 
     async def room(self) -> None:
         """Waits while too many lives are open."""
@@ -90,15 +105,20 @@ class Client:
 
     async def produce(self) -> None:
         role = self.role
-        async with Producer(role.address, token=role.token, merge=role.merge) as producer:
+        async with contextlib.AsyncExitStack() as stack:
+            producers = [
+                await stack.enter_async_context(
+                    Producer(role.address, token=role.token, merge=role.merge)
+                )
+                for _ in range(role.streams)
+            ]
             ready()
+            play = self._singles if role.batch == 1 else self._batches
             if role.per_second:
-                once = [self._paced(producer)]
-            elif role.batch > 1:
-                once = [self._batches(producer) for _ in range(role.flights)]
-            else:
-                once = [self._singles(producer) for _ in range(role.flights)]
-            await asyncio.gather(*once)
+                play = self._paced
+            await asyncio.gather(
+                *(play(producers[flight % role.streams]) for flight in range(role.flights))
+            )
 
     async def _batches(self, producer: Producer) -> None:
         command = self.role.command
@@ -120,7 +140,7 @@ class Client:
         try:
             await producer.produce(self.role.command, self.payload())
         except CodeqError:
-            self.refused += 1
+            self.refused += not self.ending
         else:
             self.created += 1
             self.publish()
@@ -137,23 +157,26 @@ class Client:
 
     async def work(self) -> None:
         role = self.role
-        worker = Worker(
-            role.address,
-            token=role.token,
-            commands=[role.command],
-            concurrency=role.flights,
-            batch=role.batch,
-            merge=role.merge,
-        )
-        running = asyncio.create_task(worker.run(self.handle))
+        workers = [
+            Worker(
+                role.address,
+                token=role.token,
+                commands=[role.command],
+                concurrency=role.flights // role.streams,
+                batch=role.batch,
+                merge=role.merge,
+            )
+            for _ in range(role.streams)
+        ]
+        running = asyncio.gather(*(worker.run(self.handle) for worker in workers))
         ready()
         try:
             while not running.done():
-                counts = worker.counts
-                self.tally.put(role.slot, DELIVERED, counts.delivered)
-                self.tally.put(role.slot, FINISHED, counts.finished)
-                self.tally.put(role.slot, ACKNOWLEDGED, counts.acknowledged)
-                self.refused = counts.refused
+                counts = [worker.counts for worker in workers]
+                self.tally.put(role.slot, DELIVERED, sum(c.delivered for c in counts))
+                self.tally.put(role.slot, FINISHED, sum(c.finished for c in counts))
+                self.tally.put(role.slot, ACKNOWLEDGED, sum(c.acknowledged for c in counts))
+                self.refused = sum(c.refused for c in counts)
                 await asyncio.sleep(PUBLISH_SECONDS)
             await running
         finally:
@@ -202,7 +225,12 @@ async def play(role: Role) -> None:
     }
     playing = asyncio.ensure_future(roles[role.kind]())
     loop = asyncio.get_running_loop()
-    loop.run_in_executor(None, sys.stdin.buffer.read).add_done_callback(lambda _: playing.cancel())
+
+    def end(_: object) -> None:
+        client.ending = True
+        playing.cancel()
+
+    loop.run_in_executor(None, sys.stdin.buffer.read).add_done_callback(end)
     try:
         await playing
     except asyncio.CancelledError:
@@ -210,7 +238,7 @@ async def play(role: Role) -> None:
         report = {
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "refused": client.refused,
-            "latencies_us": client.latencies_us if role.per_second else [],
+            "deliveries": client.deliveries,
         }
         print(msgspec.json.encode(report).decode(), flush=True)
 

@@ -19,13 +19,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from codeq import __version__
 from codeq.bench.clients import COLUMNS, Role, Tally
 from codeq.client.local import PRODUCER_TOKEN, WORKER_TOKEN, LocalServer, until_told
 from codeq.errors import CodeqError
@@ -33,6 +32,8 @@ from codeq.errors import CodeqError
 READY_SECONDS = 30.0
 LINE_BYTES_MAX = 64 << 20
 LATENCY_PER_SECOND = 200.0
+#: The table is not squeezed into less when it goes to a file.
+TABLE_CHARACTERS = 150
 
 
 class Surface(NamedTuple):
@@ -48,7 +49,7 @@ def _surface(name: str, batch: int, calls: int, readys: int, **more: Any) -> Sur
     """Stream surfaces: ``batch`` creates a call with ``calls`` in flight, as many tasks a Ready."""
     claim = more.pop("claim", batch)
     make = Role("produce", "", PRODUCER_TOKEN, "", "", 0, batch, calls, **more)
-    take = Role("work", "", WORKER_TOKEN, "", "", 1, claim, readys, merge=make.merge)
+    take = Role("work", "", WORKER_TOKEN, "", "", 1, claim, readys, make.streams, make.merge)
     return Surface(name, "lives", make, take)
 
 
@@ -66,10 +67,10 @@ def _latency() -> Surface:
 SURFACES = {
     surface.name: surface
     for surface in (
-        _surface("stream-batch-1000", 1000, 6, 6, window=24_000),
-        _surface("stream-batch-256", 256, 8, 8, window=12_000),
-        _surface("stream-single", 1, 1024, 4, window=4000, claim=256),
-        _surface("stream-single-wire", 1, 64, 64, window=1000, merge=False),
+        _surface("stream-batch-1000", 1000, 12, 12, window=48_000, streams=2),
+        _surface("stream-batch-256", 256, 16, 16, window=24_000, streams=2),
+        _surface("stream-single", 1, 2048, 8, window=8000, claim=256),
+        _surface("stream-single-wire", 1, 1024, 1024, window=8000, streams=4, merge=False),
         _creates("rest-create", 1, 64),
         _creates("rest-create-batch", 100, 8),
         _latency(),
@@ -211,8 +212,13 @@ def measured(
     seconds = last.at - first.at
     done = acknowledged if surface.workers is not None else created
     each = max(done, 1)
-    latencies = sorted(us for report in reports for us in report["latencies_us"])
-    quantiles = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else []
+    latencies_ms = [
+        ns / 1e6
+        for report in reports
+        for at_ns, ns in report["deliveries"]
+        if first.at <= at_ns / 1e9 <= last.at
+    ]
+    quantiles = statistics.quantiles(latencies_ms, n=100) if len(latencies_ms) > 1 else []
     return Measured(
         surface=surface.name,
         unit=surface.kind,
@@ -228,8 +234,8 @@ def measured(
         ),
         client_cpu_seconds=round(sum(report["cpu_seconds"] for report in reports), 2),
         written_bytes_each=round((last.written_bytes - first.written_bytes) / each, 1),
-        latency_p50_ms=round(quantiles[49] / 1000, 3) if quantiles else None,
-        latency_p99_ms=round(quantiles[98] / 1000, 3) if quantiles else None,
+        latency_p50_ms=round(quantiles[49], 3) if quantiles else None,
+        latency_p99_ms=round(quantiles[98], 3) if quantiles else None,
     )
 
 
@@ -240,15 +246,22 @@ def surroundings(sync: bool) -> dict[str, str]:
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
             break
-    packages = ("grpcio", "granian", "rocksdict", "msgspec")
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    packages = ("codeq", "grpcio", "granian", "rocksdict", "msgspec")
+    versions = [f"Python {platform.python_version()}", *map(installed, packages)]
     return {
         "machine": f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "versions": ", ".join([f"codeq {__version__}", f"Python {platform.python_version()}",
-                               *versions]),
+        "versions": ", ".join(versions),
         "commit": commit(),
         "durability": "synced to disk before each acknowledgement" if sync else "NOT synced",
-    }  # fmt: skip
+    }
+
+
+def installed(package: str) -> str:
+    """Name and version; codeq itself may run from a source tree, which ``commit`` names."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} from source"
 
 
 def commit() -> str:
@@ -263,13 +276,15 @@ def commit() -> str:
 
 
 def print_table(results: Sequence[Measured], where: dict[str, str]) -> None:
-    console = Console()
+    console = Console(width=max(Console().width, TABLE_CHARACTERS))
     for name, value in where.items():
         console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
     table = Table()
     for name in ("surface", "per second", "created", "delivered", "finished", "acknowledged",
-                 "refused", "server CPU-s/100,000", "bytes each", "p50 ms", "p99 ms"):  # fmt: skip
-        table.add_column(name, justify="left" if name == "surface" else "right")
+                 "refused",
+                 "server CPU-s\nper 100,000", "bytes each", "p50 ms", "p99 ms"):  # fmt: skip
+        justify: Literal["left", "right"] = "left" if name == "surface" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for result in results:
         counts = (result.created, result.delivered, result.finished, result.acknowledged)
         table.add_row(

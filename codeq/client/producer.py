@@ -297,7 +297,7 @@ class Producer:
         self._room.refuse(closed)
         if self._runner is None:
             return
-        if flush:
+        if flush and (self._session is not None or self._queue or self._sent):
             self._finish_when_idle()
             await asyncio.wait({self._runner}, timeout=timeout_seconds)
         self._runner.cancel()
@@ -402,7 +402,7 @@ class Producer:
 
     def _check_usable(self) -> None:
         if self._refuses is not None:
-            raise self._refuses
+            raise CodeqError(self._refuses.slug, self._refuses.message)
 
     def _wake(self) -> None:
         if self._session is not None:
@@ -425,6 +425,10 @@ class Producer:
         except CodeqError as refusal:
             self._refuses = refusal
             self._fail(str(refusal))
+        except Exception as bug:
+            log.exception("%s: the producer ends", self._dialer.address)
+            self._refuses = CodeqError("internal", repr(bug))
+            self._fail(repr(bug))
         finally:
             self._session = None
             await session.close()

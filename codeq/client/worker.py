@@ -213,6 +213,8 @@ class Worker:
                 if timer is not None:
                     timer.cancel()
             await self._drop_assignments()
+        if self._fatal is not None:
+            raise self._fatal
 
     async def _keep_open(self) -> None:
         session = await self._dialer.dial(self._connect_timeout_seconds)
@@ -222,9 +224,7 @@ class Worker:
                 end = await session.exchange(self._next_message, self._received)
             finally:
                 self._session = None
-            if self._fatal is not None:
-                raise self._fatal
-            if self._stopping and not self._in_hand():
+            if self._fatal is not None or (self._stopping and not self._in_hand()):
                 return
             log.warning("%s: the stream ended: %s", self._dialer.address, end or "by the server")
             session = await self._dialer.dial()
@@ -264,7 +264,11 @@ class Worker:
                 self._session.finish()
             else:
                 self._give_up()
-        if not self._assignments and self._giving_up is None:
+        if not self._assignments:
+            self._give_up_later()
+
+    def _give_up_later(self) -> None:
+        if self._giving_up is None:
             loop = asyncio.get_running_loop()
             self._giving_up = loop.call_later(self._stop_timeout_seconds, self._give_up)
 
@@ -297,10 +301,15 @@ class Worker:
             self._end_with(CodeqError("permission-denied", message))
 
     def _end_with(self, error: Exception) -> None:
-        """Makes ``run`` raise this."""
+        """Makes ``run`` raise this, after a last word to the server."""
         self._fatal = self._fatal or error
-        if self._session is not None:
+        self._stopping = True
+        self._asking = 0
+        if self._session is None:
+            self._give_up()
+        else:
             self._session.finish()
+            self._give_up_later()
 
     def _assigned(self, tasks: _wire.Tasks) -> None:
         loop = asyncio.get_running_loop()

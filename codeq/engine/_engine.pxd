@@ -8,7 +8,6 @@ from codeq.engine._wire cimport cq_bytes, cq_create, cq_finish
 cdef extern from "codeq.h":
     ctypedef bint c_bool "bool"  # bool * is not bint *
     enum:
-        CQ_DEBUG
         CQ_ID_BYTES
         CQ_ID_TEXT_BYTES
         CQ_BUCKET_SLOTS
@@ -278,4 +277,5 @@ cdef extern from "codeq.h":
     cq_status cq_directory_read(cq_bytes value, bint own, uint64_t number, uint64_t *created,
                                 uint64_t *ended)
     void cq_engine_verify(const cq_engine *engine)
+    void cq_engine_check(cq_engine *engine)
     uint64_t cq_engine_digest(const cq_engine *engine)

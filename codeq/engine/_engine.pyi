@@ -1,12 +1,14 @@
 """The queues, heaps and table of csrc as one object; one call per batch; no clock, no I/O."""
 
 from collections.abc import Mapping, Sequence
+from typing import Self, final
 
 from codeq.engine._wire import Creates, Finishes
 
 class CorruptRecord(ValueError):
     """Bytes read from the store are not what was written; the text says which chunk or key."""
 
+@final
 class TaskView:
     """What one task is at one moment, for replies. Times are ms since the epoch, 0 = none.
 
@@ -36,7 +38,7 @@ class TaskView:
     ended_ms: int
     expires_ms: int
     has_record: bool
-    record_chunk: int | None  # chunk of the ended record; fill it to read the two below
+    record_chunk: int | None  # chunk of the ended record; fill reads error and the two below
     result: bytes | None  # JSON text, None when none was sent
     artifacts: bytes  # JSON text of a list, empty when none
     ended_worker: str  # who ended it, for repeated results
@@ -53,23 +55,27 @@ COMPLETED: int
 FAILED: int
 DEAD: int
 
+@final
 class Claim:
     """Tasks leased by one claim and not yet handed over."""
 
     lease_until_ms: int
     def __len__(self) -> int: ...
+    def ids(self) -> list[bytes]:
+        """The tasks that are still under this claim, in the order of delivery."""
     def missing(self) -> list[int]:
         """Sequences of the chunks that must be read because bodies are not in memory."""
 
+@final
 class Engine:
-    """Decides every transition of contract section 2 and builds the records that make it durable.
+    """Decides every transition of a task and builds the records that make it durable.
 
     All methods run on the thread that made the object (checked). Every operation changes memory at
     once and appends records to the open group, which ``take`` hands out for one atomic commit.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         seed: int,
         shard_count: int = 1,
@@ -82,7 +88,8 @@ class Engine:
         backoff_base_ms: int = 5000,
         backoff_max_ms: int = 900000,
         command_labels_max: int = 1000,
-    ) -> None: ...
+        straggler_slack_bytes: int = 268435456,
+    ) -> Self: ...
 
     # --- operations
     def create(self, creates: Creates, tenant: bytes, now_ms: int) -> int:
@@ -102,7 +109,8 @@ class Engine:
     ) -> Claim | None:
         """Leases up to ``count`` tasks whose encoded bodies fit ``bytes_max`` together (one always
         fits). ``commands`` None = every queue of the tenant. ``in_order``: the queues in the order
-        given, else highest priority first, then the older task. None when nothing is ready."""
+        given, else highest priority first, then the older task. None when nothing is ready. A task
+        whose time has come is ready only after ``tick``."""
     def assignment(
         self, claim: Claim, single: bool, chunks: Mapping[int, bytes] | None = None
     ) -> bytes:
@@ -198,7 +206,8 @@ class Engine:
         self,
     ) -> list[tuple[str, tuple[int, ...], tuple[int, ...], float, tuple[int, ...], float]]:
         """Per command label: (created, claimed, completed, failed, expired leases), then the
-        latency histogram of COMPLETED (counts per bucket of contract section 10 and +Inf, sum in s)
+        latency histogram of COMPLETED (counts per bucket of .1 .25 .5 1 2.5 5 10 30
+        60 120 300 600 1800 3600 s and +Inf, sum in s)
         and of FAILED."""
     @property
     def live_tasks(self) -> int: ...
@@ -239,4 +248,6 @@ class Engine:
     def load_done(self, now_ms: int, lease_grace_ms: int) -> None:
         """Builds queues and heaps; no lease ends before ``now_ms + lease_grace_ms``."""
     def verify(self) -> None:
-        """Walks everything and aborts on a broken invariant (debug build; a no-op in release)."""
+        """Walks everything and aborts on a broken invariant (debug builds do it by themselves)."""
+    def digest(self) -> int:
+        """A hash of all that a restart must rebuild: equal before and after one (I8)."""

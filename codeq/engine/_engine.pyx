@@ -26,9 +26,6 @@ cdef dict BACKOFFS = {
     "exp_equal_jitter": CQ_BACKOFF_EXP_EQUAL_JITTER,
     "exp_full_jitter": CQ_BACKOFF_EXP_FULL_JITTER,
 }
-cdef int KEY_BYTES = 9              # a prefix and a number of 8 bytes
-cdef int VERIFY_ALWAYS_BELOW = 1000  # live tasks; above, every VERIFY_EVERY-th operation (debug)
-cdef int VERIFY_EVERY = 4096
 
 
 class CorruptRecord(ValueError):
@@ -38,10 +35,7 @@ class CorruptRecord(ValueError):
 # --- bytes ----------------------------------------------------------------------------------------
 
 cdef inline cq_bytes bytes_of(bytes text) noexcept:
-    cdef cq_bytes run
-    run.ptr = <const uint8_t *>PyBytes_AS_STRING(text)
-    run.len = <uint32_t>PyBytes_GET_SIZE(text)
-    return run
+    return cq_bytes(<const uint8_t *>PyBytes_AS_STRING(text), <uint32_t>PyBytes_GET_SIZE(text))
 
 
 cdef inline const uint8_t *id_of(bytes task_id) except NULL:
@@ -68,7 +62,7 @@ cdef bytes numbered_key(char prefix, uint64_t number):
     cdef uint8_t key[9]
     key[0] = <uint8_t>prefix
     cq_put_be64(key + 1, number)
-    return PyBytes_FromStringAndSize(<const char *>key, KEY_BYTES)
+    return PyBytes_FromStringAndSize(<const char *>key, sizeof(key))
 
 
 cdef inline int check(cq_status status) except -1:
@@ -217,10 +211,7 @@ cdef bint is_live(const cq_slot *slot) noexcept:
 
 
 cdef cq_bytes body_of(const cq_slot *slot) noexcept:
-    cdef cq_bytes stored
-    stored.ptr = slot.body
-    stored.len = slot.body_len
-    return stored
+    return cq_bytes(slot.body, slot.body_len)
 
 
 # --- claims ---------------------------------------------------------------------------------------
@@ -245,6 +236,16 @@ cdef class Claim:
     def lease_until_ms(self):
         return self.tasks.lease_until_ms
 
+    def ids(self):
+        cdef cq_slot *slot
+        cdef uint32_t i
+        cdef list ids = []
+        for i in range(self.tasks.tasks.count):
+            slot = cq_claim_slot(self.engine.core, &self.tasks, i)
+            if slot != NULL:
+                ids.append(PyBytes_FromStringAndSize(<const char *>slot.id, CQ_ID_BYTES))
+        return ids
+
     def missing(self):
         cdef cq_slot *slot
         cdef uint32_t i
@@ -262,7 +263,6 @@ cdef class Claim:
 cdef class Engine:
     cdef cq_engine *core
     cdef unsigned long thread
-    cdef uint32_t operations
 
     def __cinit__(
         self,
@@ -311,10 +311,7 @@ cdef class Engine:
         return 0
 
     cdef int leave(self, cq_status status) except -1:
-        if CQ_DEBUG:
-            self.operations += 1
-            if self.core.live < VERIFY_ALWAYS_BELOW or self.operations % VERIFY_EVERY == 0:
-                cq_engine_verify(self.core)
+        cq_engine_check(self.core)
         return check(status)
 
     # --- operations
@@ -369,8 +366,7 @@ cdef class Engine:
         return claim if claim.tasks.tasks.count else None
 
     def assignment(self, Claim claim not None, bint single, chunks=None):
-        cdef uint32_t i, count = claim.tasks.tasks.count
-        cdef uint32_t kept = 0
+        cdef uint32_t i, kept = 0, count = claim.tasks.tasks.count
         cdef cq_slot *slot
         cdef list keep = []
         cdef size_t size
@@ -773,8 +769,8 @@ cdef class Engine:
         self.enter()
         cdef cq_status status = cq_load_done(self.core, now_ms, lease_grace_ms)
         if status == CQ_MALFORMED:
-            raise CorruptRecord(
-                f"the log is not whole: chunk {self.core.scan_next} or a segment entry is missing")
+            raise CorruptRecord(f"the log is not whole: chunk {self.core.scan_next} or a segment "
+                                "entry is missing, or records contradict each other")
         self.leave(status)
 
     def verify(self):
@@ -795,7 +791,4 @@ cdef int add_queue(list found, const cq_queue *queue) except -1:
 
 cdef tuple histogram(const cq_label *label, int which):
     cdef int i
-    cdef list counts = []
-    for i in range(CQ_LATENCY_BUCKETS):
-        counts.append(label.latency[which][i])
-    return tuple(counts)
+    return tuple([label.latency[which][i] for i in range(CQ_LATENCY_BUCKETS)])

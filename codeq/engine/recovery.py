@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from codeq.engine._engine import CorruptRecord, Engine
+from codeq.engine._engine import Engine
 from codeq.engine.clock import Clock
 from codeq.engine.reader import CHUNK_PREFIX, chunk_key
 from codeq.engine.store import Store
@@ -40,7 +40,7 @@ def recover(
     began_s = clock.monotonic_s()
     try:
         chunks = _load(engine, store, clock, lease_grace_ms)
-    except CorruptRecord as error:
+    except ValueError as error:  # CorruptRecord, or a head that another codeq wrote
         raise StoreError(f"data folder {store.path} is damaged: {error}") from error
     log.info(
         "recovered %d live tasks from %d chunks in %.2f s",

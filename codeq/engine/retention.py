@@ -18,8 +18,10 @@ from codeq.engine.store import Store
 
 #: entries looked at per prefix and run; at 256 tasks an entry this keeps up with any rate
 ENTRIES_MAX = 2_048
+#: sequences of one segment, the step in which the log is cut
+SEGMENT_CHUNKS = 512
 #: chunks carried forward per run: one group must stay small
-CARRY_CHUNKS_MAX = 512
+CARRY_CHUNKS_MAX = SEGMENT_CHUNKS
 
 _PREFIXES = (b"d", b"e", b"w")
 
@@ -46,6 +48,7 @@ class Retention:
         if trimmed is not None:
             begin, end = trimmed
             self._journal.delete_range(chunk_key(begin), chunk_key(end))
+            self._journal.delete_range(b"s", b"s" + (end // SEGMENT_CHUNKS).to_bytes(8, "big"))
             self._journal.kick()
         if not self._reading:
             self._reading = True

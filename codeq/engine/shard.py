@@ -34,7 +34,7 @@ MAINTENANCE_MS = 1_000
 WEBHOOK_BYTES_MAX = 2048
 
 Number = int
-__all__ = ["ClaimRequest", "Delivery", "Shard", "ShardSettings", "Waiter"]
+__all__ = ["ClaimRequest", "Delivery", "ResultWait", "Shard", "ShardSettings", "TaskView", "Waiter"]
 
 
 class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ class ResultWait:
 
 
 class Shard:
-    """The operations of contract section 2 on one data folder. Make it with ``open``."""
+    """Every operation on the tasks of one data folder. Make it with ``open``."""
 
     def __init__(
         self,
@@ -436,6 +436,7 @@ class Shard:
 
     def _close_group(self) -> None:
         now_ms = self.clock.now_ms()
+        self.engine.tick(now_ms, TICK_TASKS_MAX)  # what is due is there for the claims
         self._claims.serve(now_ms, self._served)
         for task_id in self.engine.ended():
             for wait in list(self._waits.get(task_id, ())):
@@ -495,7 +496,7 @@ def _repeats(
         and view.state != _engine.DEAD
         and status == stored_status
         and (result or b"null") == (view.result or b"null")
-        and error == view.error
+        and (status == "COMPLETED" or error == view.error)
     )
 
 

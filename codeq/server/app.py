@@ -6,6 +6,7 @@ The only file that knows the HTTP server and the event loop.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -40,6 +41,8 @@ EXIT_BAD_SETTING = 2
 EXIT_STORE_FAULT = 3
 
 REST_STOP_SECONDS = 10
+#: How long a request that was cut off may take to be told
+CUT_SECONDS = 1
 STREAMS_STOP_SECONDS = 5
 STORE_STOP_SECONDS = 5
 HTTP_START_SECONDS = 10
@@ -48,6 +51,8 @@ NEXT_HEADERS_MS = 75_000
 HTTP_BUFFER_BYTES = 65_536
 BACKLOG_MAX = 4096
 LOOP_PROBE_SECONDS = 0.1
+GC_ALLOCATIONS = 50_000
+GC_GENERATIONS = 20
 #: Where a listener on all interfaces can be reached from here
 DIALLED = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -175,6 +180,7 @@ class HttpListener:
     """The HTTP server with a deadline for its end, on an address that was reserved for it."""
 
     def __init__(self, app: RestApp, config: Config, reserved: Reserved) -> None:
+        self._app = app
         self._holder, ip, port = reserved
         self._dial = (DIALLED.get(ip, ip), port)
         self.address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
@@ -224,10 +230,17 @@ class HttpListener:
         if self._serving is None:
             return
         self._server.stop()  # type: ignore[no-untyped-call]
-        done, _ = await asyncio.wait([self._serving], timeout=grace_seconds)
-        if not done:
-            log.warning("REST requests were cut off after %d s", grace_seconds)
+        if await self._ended(grace_seconds):
+            return
+        log.warning("REST requests were cut off after %d s", grace_seconds)
+        self._app.cut()
+        if not await self._ended(CUT_SECONDS):
             self._serving.cancel()
+
+    async def _ended(self, seconds: float) -> bool:
+        assert self._serving is not None
+        done, _ = await asyncio.wait([self._serving], timeout=seconds)
+        return bool(done)
 
 
 def shard_settings(config: Config) -> ShardSettings:
@@ -392,6 +405,7 @@ async def _run(config: Config, warnings: list[str]) -> int:
         loop.add_signal_handler(number, stopping.set)
     node = Node(config, _store_fault)
     ready = await node.start()
+    _calm_garbage_collector()
     for warning in warnings:
         log.warning("%s", warning)
     if not config.persistence_config.fsync_on_commit:
@@ -403,6 +417,13 @@ async def _run(config: Config, warnings: list[str]) -> int:
     await node.stop()
     log.info("stopped")
     return 0
+
+
+def _calm_garbage_collector() -> None:
+    """Looks less often for garbage in cycles: hardly any is made, and a look holds the loop."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, GC_GENERATIONS, GC_GENERATIONS)
 
 
 def _store_fault(message: str) -> None:

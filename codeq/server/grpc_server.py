@@ -50,6 +50,7 @@ class Listener:
         after ``grace_seconds`` is cut off."""
         self._edge.stop()
         await self._server.stop(grace_seconds)
+        self._edge.close()
         if self.readers:
             await asyncio.wait(self.readers, timeout=READERS_SECONDS)
 
@@ -78,7 +79,7 @@ class Stream:
         self._context = context
         self._may_read = Bell()
         self._may_write = Bell()
-        self._session = session_class(edge, self._may_read.ring, self._may_write.ring)
+        self._session = edge.open(session_class, self._may_read.ring, self._may_write.ring)
 
     async def read(self) -> None:
         """Reads until the session wants no more or the call is over."""
@@ -215,7 +216,7 @@ async def start(
         await call.write()
         call.end()
 
-    handler = grpc.stream_stream_rpc_method_handler(stream)
+    handler: Any = grpc.stream_stream_rpc_method_handler(stream)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {"Stream": handler}),)
     )

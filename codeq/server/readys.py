@@ -1,9 +1,10 @@
 """The Readys of one worker stream, from their arrival until a message has used them up.
 
 Readys for the same commands form a lane. Of each lane some are parked at the shard: as many as
-their messages together probably fit the window that a transport gives a stream at once, so that
-small tasks share a commit group and large ones go one by one. Nothing more is parked while an
-assignment is unwritten, so a reader that stalls holds few tasks, and their leases, behind it.
+their messages together are probably no more than PARKED_BYTES, an eighth of what a single message
+may hold. So small assignments share a commit group and large ones go one by one. Nothing more is
+parked while an assignment is unwritten: a reader that stalls holds few tasks, and their leases,
+behind it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from codeq.server.auth import Principal
 COMMAND_BYTES_MAX = 256
 COMMANDS_MAX = 100
 PARKED_MAX = 64
-PARKED_BYTES = 65536
+PARKED_BYTES = 512 * 1024
 #: What an assignment adds to each stored task (status, lease end, attempts, update time, lengths),
 #: besides the worker id.
 TASK_OVERHEAD_BYTES = 96

@@ -195,13 +195,17 @@ class Reading:
         task.uncancel()
         return True
 
-    def _sweep(self) -> None:
-        oldest = self._loop.time() - STALL_SECONDS
+    def end_older(self, seconds: float) -> None:
+        """Ends the requests that have waited so long for a part of their body."""
+        oldest = self._loop.time() - seconds
         for task, since in list(self._since.items()):
             if since <= oldest:
                 self.end(task)
                 self._stalled.add(task)
                 task.cancel()
+
+    def _sweep(self) -> None:
+        self.end_older(STALL_SECONDS)
         self._armed = bool(self._since)
         if self._armed:
             self._loop.call_later(1, self._sweep)
@@ -277,7 +281,7 @@ class Request:
             parts.append(part)
 
     async def _next_part(self, edge: Edge) -> Message:
-        task = asyncio.current_task()
+        task = asyncio.current_task(edge.loop)
         assert task is not None
         edge.reading.begin(task)
         try:

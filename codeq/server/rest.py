@@ -97,6 +97,10 @@ class RestApp:
         """Ends the waits; readyz and what needs the shard answer 503 from now on."""
         self.edge.stop()
 
+    def cut(self) -> None:
+        """Ends the requests whose body has not come yet."""
+        self.edge.reading.end_older(0)
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return

@@ -19,6 +19,7 @@ from codeq.model import (
     WORKER_ID_BYTES_MAX,
     Artifact,
     ClaimBody,
+    CreatedItem,
     ItemRefusal,
     LeaseBody,
     RawResultBatchBody,
@@ -26,6 +27,8 @@ from codeq.model import (
     ResultBody,
     ResultItem,
     ResultRecord,
+    Results,
+    Tasks,
 )
 from codeq.server.auth import Principal
 from codeq.server.request import (
@@ -42,7 +45,7 @@ from codeq.server.request import (
     refusal_reply,
     refuse,
 )
-from codeq.server.views import encode_tasks, item_refusal, record, task_of
+from codeq.server.views import item_refusal, record, task_of
 
 #: JSON text is at most six times as long as the bytes it escapes
 ESCAPED_BYTES_PER_BYTE = 6
@@ -67,7 +70,7 @@ _CONTENT_ABSENT = Refusal(
     "invalid artifacts: contentBase64 is not available in this release",
     "",
 )
-_MESSAGES = {row.number or 0: refusal_reply(row) for row in errors.BY_NUMBER.values()}
+_REFUSALS = {row.number or 0: refusal_reply(row) for row in errors.BY_NUMBER.values()}
 
 
 # --- claims --------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def _assignment(edge: Edge, delivery: Delivery, *, single: bool) -> Reply:
 
     try:
         views = delivery.views()
-        body = encode(task_of(views[0])) if single else encode_tasks(views)
+        body = encode(task_of(views[0]) if single else Tasks([task_of(view) for view in views]))
     except BaseException:
         delivery.give_back()
         raise
@@ -191,7 +194,7 @@ def _worker_id(text: str | None) -> str:
     """The worker id named in a body; empty when none is."""
     name = (text or "").strip()
     if len(name.encode()) > WORKER_ID_BYTES_MAX:
-        raise Refused(_MESSAGES[errors.WORKER_ID_INVALID.number or 0])
+        raise Refused(_REFUSALS[errors.WORKER_ID_INVALID.number or 0])
     return name
 
 
@@ -212,7 +215,7 @@ async def heartbeat(edge: Edge, request: Request, principal: Principal) -> Reply
         attempt=_attempt(body.attempt),
     )
     number: int = await answer
-    return _HEARTBEAT_DONE if number == OK else _MESSAGES[number]
+    return _HEARTBEAT_DONE if number == OK else _REFUSALS[number]
 
 
 async def abandon(edge: Edge, request: Request, principal: Principal) -> Reply:
@@ -228,7 +231,7 @@ async def abandon(edge: Edge, request: Request, principal: Principal) -> Reply:
         attempt=_attempt(body.attempt),
     )
     number: int = await answer
-    return _ABANDON_DONE if number == OK else _MESSAGES[number]
+    return _ABANDON_DONE if number == OK else _REFUSALS[number]
 
 
 async def nack(edge: Edge, request: Request, principal: Principal) -> Reply:
@@ -247,7 +250,7 @@ async def nack(edge: Edge, request: Request, principal: Principal) -> Reply:
     )
     number, delay, dead = await answer
     if number != OK:
-        return _MESSAGES[number]
+        return _REFUSALS[number]
     if dead:
         return Reply(200, b'{"status":"dlq","delaySeconds":0}')
     return Reply(200, b'{"status":"requeued","delaySeconds":%d}' % delay)
@@ -296,13 +299,13 @@ async def result_batch(edge: Edge, request: Request, principal: Principal) -> Re
     for item in items:
         batch.add(item)
     answers = await batch.finish()
-    results: list[ResultItem | ItemRefusal] = [
+    results: list[CreatedItem | ResultItem | ItemRefusal] = [
         item_refusal(answer, task_id)
         if isinstance(answer, Refusal)
         else ResultItem(task_id, answer)
         for task_id, answer in zip(batch.task_ids, answers, strict=True)
     ]
-    return Reply(200, encode({"results": results}))
+    return Reply(200, encode(Results(results)))
 
 
 def _result_items(body: bytes) -> tuple[list[ResultBody | None], str | None]:

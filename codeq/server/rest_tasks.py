@@ -31,6 +31,8 @@ from codeq.model import (
     ItemRefusal,
     QueueStats,
     RawCreateBatchBody,
+    ResultItem,
+    Results,
     Task,
     TaskResult,
     parse_rfc3339,
@@ -101,11 +103,11 @@ async def create_batch(edge: Edge, request: Request, principal: Principal) -> Re
         else:
             payload = bytes(item.payload)
             _add(creates, item, payload or b"null", trace)
-    results: list[CreatedItem | ItemRefusal] = [
+    results: list[CreatedItem | ResultItem | ItemRefusal] = [
         item_refusal(made) if isinstance(made, Refusal) else CreatedItem(made)
         for made in await _make(edge, creates, principal)
     ]
-    return Reply(200, encode(results if bare else {"results": results}))
+    return Reply(200, encode(results if bare else Results(results)))
 
 
 def _batch_items(body: bytes, *, bare: bool) -> list[CreateBody | None]:

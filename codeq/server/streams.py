@@ -24,6 +24,9 @@ from codeq.server.auth import Auth, AuthError, Principal
 from codeq.server.readys import Assignment, ReadyRefused, Readys
 
 WORKER_ID_BYTES_MAX = 256
+#: Assignments go before acknowledgements of results, which nobody waits for, so that more of these
+#: share a message; but not for longer than it takes to write so much.
+ASSIGNED_BYTES_MAX = 8192
 
 SCOPES = {
     _wire.READY: "codeq:claim",
@@ -40,6 +43,9 @@ class Status(NamedTuple):
 
     code: str
     text: str
+
+
+STOPPING = Status("UNAVAILABLE", "server is stopping")
 
 
 class HelloRefused(Exception):
@@ -125,11 +131,31 @@ class Edge:
         self.call_later = call_later
         self.in_flight = in_flight
         self.sessions: set[Session] = set()
+        self._stopping = False
+
+    def open(
+        self,
+        session_class: type[Session],
+        wake_reader: Callable[[], None],
+        wake_writer: Callable[[], None],
+    ) -> Session:
+        """A session for a new stream."""
+        session = session_class(self, wake_reader, wake_writer)
+        self.sessions.add(session)
+        if self._stopping:
+            session.end(*STOPPING)
+        return session
 
     def stop(self) -> None:
         """Ends every stream with UNAVAILABLE, once the acknowledgements it is owed are written."""
+        self._stopping = True
         for session in list(self.sessions):
-            session.end("UNAVAILABLE", "server is stopping")
+            session.end(*STOPPING)
+
+    def close(self) -> None:
+        """Gives back what no transport has accepted; nothing is written any more."""
+        for session in list(self.sessions):
+            session.close()
 
 
 class Outgoing(NamedTuple):
@@ -172,7 +198,6 @@ class Session:
         self._failed = False
         self._timer: Timer | None = None
         self._start_timer(streams.hello_timeout_seconds, self._hello_overdue)
-        edge.sessions.add(self)
 
     # --- what the transport calls
 
@@ -218,9 +243,9 @@ class Session:
 
     def sent(self) -> None:
         """The transport has accepted the whole message of the last ``take``."""
-        current = self._current
-        assert current is not None
-        self._current = None
+        current, self._current = self._current, None
+        if current is None:  # closed in the meantime
+            return
         if current.events:
             self._release(current.events, current.size)
         if current.assignment is not None:
@@ -438,6 +463,7 @@ class WorkerSession(Session):
         self._readys: Readys | None = None
         self._finished: list[_wire.Finishes] = []
         self._finished_bytes = 0
+        self._assigned_bytes = 0  # written since the last acknowledgement of results
 
     def _decode(self, message: bytes) -> tuple[int, object]:
         return _wire.decode_worker_event(message)
@@ -548,16 +574,24 @@ class WorkerSession(Session):
     # --- answers
 
     def _refill(self) -> None:
+        if self._finished and self._assigned_bytes >= ASSIGNED_BYTES_MAX:
+            self._acknowledge()
+            return
+        assignment = None if self._readys is None else self._readys.take()
+        if assignment is not None:
+            message = assignment.encode()
+            self._assigned_bytes += len(message)
+            self._out.append(Outgoing(message, assignment=assignment))
+        elif self._finished:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
         finished = self._finished
-        if finished:
-            messages = _wire.encode_result_acks(finished, self._message_bytes_max)
-            self._queue(messages, len(finished), self._finished_bytes)
-            self._finished = []
-            self._finished_bytes = 0
-        elif self._readys is not None:
-            assignment = self._readys.take()
-            if assignment is not None:
-                self._out.append(Outgoing(assignment.encode(), assignment=assignment))
+        messages = _wire.encode_result_acks(finished, self._message_bytes_max)
+        self._queue(messages, len(finished), self._finished_bytes)
+        self._finished = []
+        self._finished_bytes = 0
+        self._assigned_bytes = 0
 
     def _delivered(self, assignment: Assignment, size: int) -> None:
         cast(Readys, self._readys).written(assignment, size)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import msgspec
 from msgspec import UNSET, Raw
 
 from codeq.engine.shard import TaskView
@@ -81,8 +78,3 @@ def record(
 def item_refusal(row: Refusal, task_id: str = "") -> ItemRefusal:
     """What stands in a batch's answer in the place of a refused item."""
     return ItemRefusal(row.slug, row.message, row.message, task_id)
-
-
-def encode_tasks(views: Sequence[TaskView]) -> bytes:
-    """The answer of a batch claim."""
-    return msgspec.json.encode({"tasks": [task_of(view) for view in views]})
