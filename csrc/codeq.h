@@ -14,12 +14,12 @@
 #include <stdlib.h>
 
 /* CQ_ASSERT: cheap facts, on in every build. CQ_VERIFY: walks everything, debug build only. */
-#define CQ_ASSERT(fact)                                                                  \
-    do {                                                                                 \
-        if (!(fact)) {                                                                   \
-            fprintf(stderr, "codeq: bug: %s (%s:%d)\n", #fact, __FILE__, __LINE__);      \
-            abort();                                                                     \
-        }                                                                                \
+#define CQ_ASSERT(fact)                                                             \
+    do {                                                                            \
+        if (!(fact)) {                                                              \
+            fprintf(stderr, "codeq: bug: %s (%s:%d)\n", #fact, __FILE__, __LINE__); \
+            abort();                                                                \
+        }                                                                           \
     } while (0)
 #ifdef CODEQ_DEBUG
 #define CQ_VERIFY(fact) CQ_ASSERT(fact)
@@ -60,8 +60,8 @@ typedef enum cq_code {
     CQ_NOT_PENDING = 21,
     CQ_WORKER_ID_INVALID = 22,
     /* answers of the engine that never leave the process */
-    CQ_ENDED = 100,  /* the task has ended and its slot is still in memory */
-    CQ_ABSENT = 101  /* no slot: ended long ago, or never existed; the store knows */
+    CQ_ENDED = 100, /* the task has ended and its slot is still in memory */
+    CQ_ABSENT = 101 /* no slot: ended long ago, or never existed; the store knows */
 } cq_code;
 
 /* A borrowed run of bytes. ptr may be NULL when len is 0. */
@@ -81,35 +81,35 @@ typedef struct cq_bytes {
 
 /* One create, decoded from a stream message or added by REST; borrowed from the batch's buffer. */
 typedef struct cq_create {
-    uint64_t seq;             /* the caller's number, echoed in the ack */
-    cq_bytes command;         /* trimmed by cq_create_check */
+    uint64_t seq;     /* the caller's number, echoed in the ack */
+    cq_bytes command; /* trimmed by cq_create_check */
     cq_bytes payload;
     cq_bytes webhook;
-    cq_bytes key;             /* idempotency key; empty when blank after cq_create_check */
+    cq_bytes key; /* idempotency key; empty when blank after cq_create_check */
     cq_bytes trace_parent;
     cq_bytes trace_state;
-    int64_t run_at_ms;        /* milliseconds since the epoch, rounded up; CQ_NEVER when absent */
+    int64_t run_at_ms; /* milliseconds since the epoch, rounded up; CQ_NEVER when absent */
     int32_t priority;
-    int32_t max_attempts;     /* as sent; <= 0 means absent */
-    int32_t delay_seconds;    /* as sent */
-    int32_t same_as;          /* index of an earlier item of this batch with the same key, or -1 */
-    uint8_t code;             /* cq_code */
-    uint8_t replayed;         /* the id is that of an earlier create with the same key */
-    uint8_t id[CQ_ID_BYTES];  /* set by the engine, or by a replay */
+    int32_t max_attempts;    /* as sent; <= 0 means absent */
+    int32_t delay_seconds;   /* as sent */
+    int32_t same_as;         /* index of an earlier item of this batch with the same key, or -1 */
+    uint8_t code;            /* cq_code */
+    uint8_t replayed;        /* the id is that of an earlier create with the same key */
+    uint8_t id[CQ_ID_BYTES]; /* set by the engine, or by a replay */
 } cq_create;
 
 /* One result, likewise. */
 typedef struct cq_finish {
-    cq_bytes task_id;         /* as sent (text) */
-    cq_bytes status;          /* as sent; echoed when it is neither of the two */
-    cq_bytes result;          /* JSON text; empty = null */
+    cq_bytes task_id; /* as sent (text) */
+    cq_bytes status;  /* as sent; echoed when it is neither of the two */
+    cq_bytes result;  /* JSON text; empty = null */
     cq_bytes error;
-    cq_bytes artifacts;       /* JSON text of the stored list, empty when none (REST only) */
-    cq_bytes worker;          /* worker id named for this item alone; empty = that of the call */
-    int64_t completed_ms;     /* set by the engine when the end is accepted */
+    cq_bytes artifacts;   /* JSON text of the stored list, empty when none (REST only) */
+    cq_bytes worker;      /* worker id named for this item alone; empty = that of the call */
+    int64_t completed_ms; /* set by the engine when the end is accepted */
     uint8_t id[CQ_ID_BYTES];
-    uint8_t has_result;       /* a result was sent at all */
-    uint8_t completed;        /* status is COMPLETED (else FAILED), valid when code is CQ_OK */
+    uint8_t has_result; /* a result was sent at all */
+    uint8_t completed;  /* status is COMPLETED (else FAILED), valid when code is CQ_OK */
     uint8_t code;
 } cq_finish;
 
@@ -213,10 +213,10 @@ typedef struct cq_task {
 
 /* A decoded event. Its records borrow from the message. */
 typedef struct cq_event {
-    uint32_t member;   /* field number of the oneof member that counts; 0 = none that is known */
+    uint32_t member; /* field number of the oneof member that counts; 0 = none that is known */
     uint32_t count;
     uint32_t cap;
-    void *records;     /* cq_create, cq_finish, cq_task, cq_ack or cq_call; malloc'ed */
+    void *records; /* cq_create, cq_finish, cq_task, cq_ack or cq_call; malloc'ed */
 } cq_event;
 
 /* Decodes a message as the generated protobuf classes do. CQ_MALFORMED: no such message. CQ_FULL:
@@ -253,7 +253,7 @@ typedef struct cq_map {
     size_t cap; /* heads, a power of two */
     size_t count;
 } cq_map;
-cq_status cq_map_reserve(cq_map *map); /* room for one more object */
+cq_status cq_map_reserve(cq_map *map);                      /* room for one more object */
 void cq_map_put(cq_map *map, cq_node *node, uint64_t hash); /* after cq_map_reserve */
 void cq_map_remove(cq_map *map, cq_node *node);
 cq_node *cq_map_first(const cq_map *map, uint64_t hash); /* NULL = none, as of the next */
@@ -317,19 +317,19 @@ typedef struct cq_slot {
         uint64_t ended_chunk; /* ended: sequence of the chunk with the ended record */
     };
     cq_queue *queue;
-    cq_holder *holder;        /* leased: whose; completed or failed: who ended it; else NULL */
-    cq_text *error;           /* live or dead; NULL when empty. Of other ends the record knows it */
+    cq_holder *holder; /* leased: whose; completed or failed: who ended it; else NULL */
+    cq_text *error;    /* live or dead; NULL when empty. Of other ends the record knows it */
     int64_t created_ms;
-    int64_t updated_ms;       /* ended: the end */
-    int64_t due_ms;           /* delayed: due; leased: its end; ended: end of keeping; else 0 */
-    uint64_t created_chunk;   /* sequence of the chunk with the created or carried record */
-    uint32_t body_len;        /* of the stored body, in memory or not */
-    uint32_t heap_at;         /* place in the heap of due times + 1, 0 = none */
+    int64_t updated_ms;     /* ended: the end */
+    int64_t due_ms;         /* delayed: due; leased: its end; ended: end of keeping; else 0 */
+    uint64_t created_chunk; /* sequence of the chunk with the created or carried record */
+    uint32_t body_len;      /* of the stored body, in memory or not */
+    uint32_t heap_at;       /* place in the heap of due times + 1, 0 = none */
     int32_t priority;
     int32_t attempts;
     int32_t max_attempts;
-    uint32_t lease;           /* leased: serial of its claim; ended: of the finish call */
-    uint8_t state;            /* cq_state */
+    uint32_t lease; /* leased: serial of its claim; ended: of the finish call */
+    uint8_t state;  /* cq_state */
     uint8_t flags;
 } cq_slot;
 
@@ -418,7 +418,7 @@ typedef struct cq_tenant {
     cq_node node;
     cq_queue *queues; /* all of them, linked by next_of_tenant */
     uint32_t queue_count;
-    cq_heap ready;    /* queues with a ready task, by (top priority, top number) */
+    cq_heap ready; /* queues with a ready task, by (top priority, top number) */
     cq_bytes name;
 } cq_tenant;
 
@@ -428,8 +428,8 @@ typedef struct cq_level {
     cq_queue *queue;
     int32_t priority;
     uint32_t heap_at;
-    uint32_t ready;    /* tasks; entries of tasks no longer ready may stand beside them */
-    uint64_t *ring;    /* numbers in creation order */
+    uint32_t ready; /* tasks; entries of tasks no longer ready may stand beside them */
+    uint64_t *ring; /* numbers in creation order */
     uint32_t ring_at, ring_count;
     uint32_t ring_cap; /* a power of two, or 0 */
     cq_numbers back;   /* numbers given back, or due, after later ones were queued */
@@ -477,11 +477,13 @@ static inline bool cq_bytes_equal(cq_bytes a, cq_bytes b)
 
 /* === record.c: records and stored bodies <-> bytes ============================================ */
 
+/* clang-format off */
 typedef enum cq_record_kind {
     CQ_RECORD_ACTOR = 1, CQ_RECORD_CREATED = 2, CQ_RECORD_CLAIMED = 3, CQ_RECORD_KEPT = 4,
     CQ_RECORD_RETURNED = 5, CQ_RECORD_ENDED = 6, CQ_RECORD_CARRIED = 7, CQ_RECORD_REQUEUED = 8,
     CQ_RECORD_PURGED = 9
 } cq_record_kind;
+/* clang-format on */
 
 #define CQ_RECORD_HAS_RESULT 1 /* flag of an ended record */
 
@@ -490,17 +492,17 @@ typedef struct cq_record {
     uint8_t kind, flags, state;
     uint64_t number;
     const uint8_t *id;
-    int64_t at_ms;      /* ACTOR; of other kinds that of the last ACTOR before them in the chunk */
+    int64_t at_ms; /* ACTOR; of other kinds that of the last ACTOR before them in the chunk */
     cq_bytes tenant, actor_worker, actor_subject;
     cq_bytes worker, subject; /* ACTOR's; of CARRIED its own */
-    int64_t due_ms;     /* CREATED: CQ_NEVER = not delayed; CLAIMED, KEPT: end of the lease */
-    int64_t updated_ms; /* CARRIED */
+    int64_t due_ms;           /* CREATED: CQ_NEVER = not delayed; CLAIMED, KEPT: end of the lease */
+    int64_t updated_ms;       /* CARRIED */
     int64_t ended_ms, expires_ms; /* ENDED; CARRIED when dead */
-    int64_t key_end_ms; /* keyed: until when the key binds at least */
+    int64_t key_end_ms;           /* keyed: until when the key binds at least */
     cq_bytes key;
     int32_t attempts;
     cq_bytes error, result, artifacts;
-    cq_bytes stored;    /* CREATED, CARRIED: the stored body */
+    cq_bytes stored; /* CREATED, CARRIED: the stored body */
 } cq_record;
 
 /* What stands in a stored body: trace texts, and fields of workerpb.Task. */
@@ -609,24 +611,24 @@ typedef struct cq_segment {
 } cq_segment;
 
 typedef struct cq_log {
-    cq_buffer out;             /* the chunks of the open group */
-    size_t *ends;              /* where each closed one ends */
+    cq_buffer out; /* the chunks of the open group */
+    size_t *ends;  /* where each closed one ends */
     size_t end_count, end_cap;
-    size_t chunk_at;           /* where the open chunk starts; == out.len when there is none */
+    size_t chunk_at; /* where the open chunk starts; == out.len when there is none */
     uint32_t chunk_creates;
-    int64_t actor_ms;          /* context of the open chunk */
-    cq_holder *actor;          /* referenced; NULL = nobody */
+    int64_t actor_ms; /* context of the open chunk */
+    cq_holder *actor; /* referenced; NULL = nobody */
     bool actor_set;
     uint64_t first_seq, next_seq; /* of the open group, of the open chunk */
-    uint64_t tail;             /* the oldest chunk kept */
-    cq_segment *segments;      /* of segment first_segment on, up to that of next_seq */
+    uint64_t tail;                /* the oldest chunk kept */
+    cq_segment *segments;         /* of segment first_segment on, up to that of next_seq */
     size_t segment_count, segment_cap;
-    uint64_t first_segment;    /* that of tail */
-    uint64_t oldest;           /* segment where recovery starts: the first with a held slot */
-    cq_buffer puts;            /* other entries: key length u8, value length u32, key, value */
-    cq_numbers closing;        /* buckets to close with this group */
-    cq_numbers ended;          /* detached tasks that ended in this group */
-    cq_numbers drop;           /* tasks whose bodies leave memory with this group */
+    uint64_t first_segment; /* that of tail */
+    uint64_t oldest;        /* segment where recovery starts: the first with a held slot */
+    cq_buffer puts;         /* other entries: key length u8, value length u32, key, value */
+    cq_numbers closing;     /* buckets to close with this group */
+    cq_numbers ended;       /* detached tasks that ended in this group */
+    cq_numbers drop;        /* tasks whose bodies leave memory with this group */
     uint64_t records;
     bool changed;
 } cq_log;
@@ -661,7 +663,10 @@ void cq_log_settle(cq_engine *engine);
 /* === engine.c: the engine as a whole, and what every transition does to a slot ================ */
 
 typedef enum cq_backoff {
-    CQ_BACKOFF_FIXED, CQ_BACKOFF_LINEAR, CQ_BACKOFF_EXPONENTIAL, CQ_BACKOFF_EXP_EQUAL_JITTER,
+    CQ_BACKOFF_FIXED,
+    CQ_BACKOFF_LINEAR,
+    CQ_BACKOFF_EXPONENTIAL,
+    CQ_BACKOFF_EXP_EQUAL_JITTER,
     CQ_BACKOFF_EXP_FULL_JITTER
 } cq_backoff;
 
@@ -679,24 +684,24 @@ typedef struct cq_settings {
 
 struct cq_engine {
     cq_settings set;
-    uint64_t random;      /* state of the generator */
-    int64_t now_ms;       /* the latest time told */
+    uint64_t random; /* state of the generator */
+    int64_t now_ms;  /* the latest time told */
     uint64_t next_number;
     int64_t last_id_ms;
     cq_table table;
-    cq_heap due;          /* delayed, leased and dead slots */
+    cq_heap due; /* delayed, leased and dead slots */
     cq_map tenants, queues, levels, holders, labels;
     cq_label *all_labels;
-    cq_queue **touched;   /* got a ready task since this list was read */
+    cq_queue **touched; /* got a ready task since this list was read */
     uint32_t touched_count, touched_cap;
     cq_level *spare_level;
-    cq_buffer ended_ids;  /* of watched tasks */
+    cq_buffer ended_ids; /* of watched tasks */
     cq_log log;
-    uint32_t serial;      /* of claims and finish calls */
-    uint32_t checks;      /* calls of cq_engine_check */
-    int64_t live;         /* tasks */
+    uint32_t serial;                /* of claims and finish calls */
+    uint32_t checks;                /* calls of cq_engine_check */
+    int64_t live;                   /* tasks */
     int64_t body_bytes, live_bytes; /* stored bodies: in memory; of live tasks and dead letters */
-    uint64_t scan_next;   /* loading: sequence expected next */
+    uint64_t scan_next;             /* loading: sequence expected next */
     bool loading;
 };
 
@@ -707,8 +712,8 @@ uint64_t cq_draw(cq_engine *engine);   /* 64 random bits */
 int64_t cq_plus(int64_t a, int64_t b); /* cut to what an int64 holds */
 void cq_slot_set_state(cq_engine *engine, cq_slot *slot, uint8_t state); /* and the counters */
 void cq_slot_clear_holder(cq_engine *engine, cq_slot *slot);
-void cq_slot_set_error(cq_slot *slot, cq_text *error); /* takes it over */
-void cq_slot_drop_body(cq_engine *engine, cq_slot *slot); /* it is on disk */
+void cq_slot_set_error(cq_slot *slot, cq_text *error);                   /* takes it over */
+void cq_slot_drop_body(cq_engine *engine, cq_slot *slot);                /* it is on disk */
 void cq_slot_schedule(cq_engine *engine, cq_slot *slot, int64_t due_ms); /* reserved */
 void cq_slot_unschedule(cq_engine *engine, cq_slot *slot);
 cq_status cq_text_copy(cq_bytes from, cq_text **text); /* cut to CQ_TEXT_BYTES_MAX; NULL if empty */
@@ -734,7 +739,7 @@ typedef struct cq_want {
     size_t command_count;
     bool in_order;
     int64_t count_max, lease_ms, now_ms;
-    int64_t bytes_max;        /* of the tasks, encoded */
+    int64_t bytes_max; /* of the tasks, encoded */
 } cq_want;
 
 /* Tasks leased by one call. */

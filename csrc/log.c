@@ -18,13 +18,13 @@
 #define CHUNK_BYTES 8192
 #define CHUNK_CREATES 32
 #define SEGMENT_BYTES (CQ_SEGMENT_CHUNKS * CHUNK_BYTES)
-#define STRAGGLER_FACTOR 4       /* the log may be so many times the live bodies, and the slack */
+#define STRAGGLER_FACTOR 4 /* the log may be so many times the live bodies, and the slack */
 #define OUT_MIN 65536
 #define OUT_KEEP_MAX (16u << 20) /* a larger buffer is given back after its group */
 #define SEQ_BYTES 5              /* of a sequence in a directory */
 #define KEY_BYTES 9              /* prefix and number */
 #define HEAD_KEY "mhead"
-#define ENTRY_FRAME 5            /* key length, value length */
+#define ENTRY_FRAME 5 /* key length, value length */
 #define OWN_BYTES (8 + 8 + 8 + 4)
 #define WEBHOOK_BYTES (8 + CQ_ID_BYTES + 8)
 #define SEGMENT_VALUE_BYTES (8 + 4)
@@ -390,8 +390,8 @@ cq_status cq_log_close(cq_engine *engine)
         return CQ_NO_MEMORY;
     size_t segments = segment_of(log->next_seq + 1) - log->oldest;
     size_t bytes = log->closing.count * (ENTRY_FRAME + KEY_BYTES + CQ_DIRECTORY_BYTES) +
-                   segments * (ENTRY_FRAME + KEY_BYTES + SEGMENT_VALUE_BYTES) +
-                   ENTRY_FRAME + KEY_BYTES + CQ_HEAD_BYTES;
+                   segments * (ENTRY_FRAME + KEY_BYTES + SEGMENT_VALUE_BYTES) + ENTRY_FRAME +
+                   KEY_BYTES + CQ_HEAD_BYTES;
     if (reserve(&log->puts, bytes) != CQ_DONE)
         return CQ_NO_MEMORY;
     if (log->out.len > log->chunk_at)

@@ -24,12 +24,14 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "records are written a
 #define NUMBER 6 /* bytes of a task's number */
 #define VARINT_MAX 10
 
+/* clang-format off */
 enum {
     TAG_ID = 0x0A, TAG_COMMAND = 0x12, TAG_PAYLOAD = 0x1A, TAG_PRIORITY = 0x20, TAG_WEBHOOK = 0x2A,
     TAG_MAX_ATTEMPTS = 0x30, TAG_STATUS = 0x3A, TAG_WORKER = 0x42, TAG_LEASE_UNTIL = 0x4A,
     TAG_ATTEMPTS = 0x50, TAG_TENANT = 0x5A, TAG_CREATED = 0x62, TAG_UPDATED = 0x6A
 };
-enum { TAG_SECONDS = 0x08, TAG_NANOS = 0x10 };    /* of a Timestamp */
+/* clang-format on */
+enum { TAG_SECONDS = 0x08, TAG_NANOS = 0x10 };   /* of a Timestamp */
 enum { TAG_TASK = 0x12, TAG_TASK_BATCH = 0x42 }; /* of a ServerEvent */
 enum { TAG_ITEM = 0x0A };                        /* of a TaskAssignment or TaskBatch */
 
@@ -40,10 +42,10 @@ enum { TAG_ITEM = 0x0A };                        /* of a TaskAssignment or TaskB
 
 static uint32_t crc_by_table(const uint8_t *from, size_t len)
 {
-    static const uint32_t nibble[16] = {
-        0x00000000, 0x105EC76F, 0x20BD8EDE, 0x30E349B1, 0x417B1DBC, 0x5125DAD3, 0x61C69362,
-        0x7198540D, 0x82F63B78, 0x92A8FC17, 0xA24BB5A6, 0xB21572C9, 0xC38D26C4, 0xD3D3E1AB,
-        0xE330A81A, 0xF36E6F75};
+    static const uint32_t nibble[16] = {0x00000000, 0x105EC76F, 0x20BD8EDE, 0x30E349B1,
+                                        0x417B1DBC, 0x5125DAD3, 0x61C69362, 0x7198540D,
+                                        0x82F63B78, 0x92A8FC17, 0xA24BB5A6, 0xB21572C9,
+                                        0xC38D26C4, 0xD3D3E1AB, 0xE330A81A, 0xF36E6F75};
     uint32_t crc = UINT32_MAX;
     for (size_t i = 0; i < len; i++) {
         crc = nibble[(crc ^ from[i]) & 15] ^ crc >> 4;
@@ -220,7 +222,8 @@ size_t cq_body_size(const cq_create *create, const cq_queue *queue, int32_t max_
                     int64_t created_ms)
 {
     size_t trace = has_trace(create)
-        ? 4 + cut16(create->trace_parent).len + cut16(create->trace_state).len : 0;
+                       ? 4 + cut16(create->trace_parent).len + cut16(create->trace_state).len
+                       : 0;
     return trace + 4 + head_size(create, max_attempts) + run_size(queue->tenant->name.len) +
            stamp_size(created_ms);
 }

@@ -153,8 +153,8 @@ bool cq_has_control(cq_bytes text)
 typedef struct scan {
     const uint8_t *at;
     const uint8_t *end;
-    uint32_t depth;                             /* containers open */
-    uint64_t objects[CQ_JSON_DEPTH_MAX / 64];   /* one bit each: it is an object */
+    uint32_t depth;                           /* containers open */
+    uint64_t objects[CQ_JSON_DEPTH_MAX / 64]; /* one bit each: it is an object */
 } scan;
 
 static bool digit(uint8_t byte)
@@ -234,8 +234,8 @@ static uint64_t special(uint64_t bytes)
 {
     uint64_t quote = bytes ^ (ONES * '"');
     uint64_t slash = bytes ^ (ONES * '\\');
-    uint64_t found = ((quote - ONES) & ~quote) | ((slash - ONES) & ~slash) |
-                     ((bytes - ONES * 0x20) & ~bytes);
+    uint64_t found =
+        ((quote - ONES) & ~quote) | ((slash - ONES) & ~slash) | ((bytes - ONES * 0x20) & ~bytes);
     return found & HIGHS;
 }
 
@@ -364,8 +364,8 @@ static uint64_t hex8(const uint8_t *bytes)
 {
     uint64_t spread = (uint64_t)bytes[0] | (uint64_t)bytes[1] << 16 | (uint64_t)bytes[2] << 32 |
                       (uint64_t)bytes[3] << 48;
-    uint64_t nibbles = (spread >> 4 & UINT64_C(0x000F000F000F000F)) |
-                       (spread & UINT64_C(0x000F000F000F000F)) << 8;
+    uint64_t nibbles =
+        (spread >> 4 & UINT64_C(0x000F000F000F000F)) | (spread & UINT64_C(0x000F000F000F000F)) << 8;
     uint64_t letters = (nibbles + ONES * 6) >> 4 & ONES;
     return nibbles + ONES * '0' + letters * ('a' - '0' - 10);
 }
@@ -388,8 +388,8 @@ void cq_id_format(const uint8_t id[CQ_ID_BYTES], uint8_t text[CQ_ID_TEXT_BYTES])
 
 /* The value of a lower-case hex digit plus 1; 0 for every other byte. */
 static const uint8_t HEX[256] = {
-    ['0'] = 1,  ['1'] = 2,  ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,  ['6'] = 7,  ['7'] = 8,
-    ['8'] = 9,  ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16};
+    ['0'] = 1, ['1'] = 2,  ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,  ['6'] = 7,  ['7'] = 8,
+    ['8'] = 9, ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16};
 
 bool cq_id_parse(cq_bytes text, uint8_t id[CQ_ID_BYTES])
 {
@@ -421,8 +421,8 @@ static bool equals(cq_bytes text, cq_bytes other)
 /* A time rounded up to whole milliseconds may reach the first moment after the range. */
 static bool run_at_valid(int64_t run_at_ms)
 {
-    return run_at_ms == CQ_NEVER || (run_at_ms >= CQ_SECONDS_MIN * 1000 &&
-                                     run_at_ms <= (CQ_SECONDS_MAX + 1) * 1000);
+    return run_at_ms == CQ_NEVER ||
+           (run_at_ms >= CQ_SECONDS_MIN * 1000 && run_at_ms <= (CQ_SECONDS_MAX + 1) * 1000);
 }
 
 /* Returns the first bound that the create breaks, CQ_OK when it keeps them all. */

@@ -16,7 +16,7 @@ typedef enum kind {
     STAMP,    /* google.protobuf.Timestamp, int64_t milliseconds */
     INT32,
     UINT64,
-    BOOL      /* uint8_t */
+    BOOL /* uint8_t */
 } kind;
 
 typedef struct field {
@@ -44,7 +44,7 @@ typedef struct shape {
 
 typedef enum form {
     ABSENT = 0,
-    SINGLE, /* the member is the record's message */
+    SINGLE,  /* the member is the record's message */
     WRAPPED, /* the member holds one such message in field 1 */
     LIST     /* the member holds any number of them in field 1 */
 } form;
@@ -63,6 +63,7 @@ static void settle_create(void *record, const stamp stamps[2]);
 static void settle_finish(void *record, const stamp stamps[2]);
 static void settle_task(void *record, const stamp stamps[2]);
 
+/* clang-format off */
 static const shape CREATE = {
     sizeof(cq_create), settle_create,
     {[1] = VARINT_FIELD(UINT64, cq_create, seq),
@@ -146,6 +147,7 @@ static const shape NACK = {
 static const shape HEARTBEAT = {
     sizeof(cq_call), NULL,
     {[1] = RUN_FIELD(TEXT, cq_call, text[0]), [2] = VARINT_FIELD(INT32, cq_call, number[0])}};
+/* clang-format on */
 
 static const member MEMBERS[4][FIELDS_END] = {
     [CQ_PRODUCER_EVENT] = {[1] = {SINGLE, &ONE_TEXT},
@@ -530,8 +532,8 @@ static cq_status decode(reader r, cq_stream stream, cq_event *event)
         if (!tag_next(&r, &tag))
             return CQ_MALFORMED;
         uint32_t number = tag >> 3;
-        bool known = (tag & 7) == RUN && number < FIELDS_END &&
-                     MEMBERS[stream][number].form != ABSENT;
+        bool known =
+            (tag & 7) == RUN && number < FIELDS_END && MEMBERS[stream][number].form != ABSENT;
         if (!known) {
             if (!skip(&r, tag))
                 return CQ_MALFORMED;
@@ -605,7 +607,7 @@ static size_t run_size(size_t len)
 static uint64_t number_of(const field *f, const void *record)
 {
     if (f->kind == INT32)
-        return (uint64_t)(int64_t) * (const int32_t *)place(record, f);
+        return (uint64_t)(int64_t)*(const int32_t *)place(record, f);
     if (f->kind == UINT64)
         return *(const uint64_t *)place(record, f);
     return *(const uint8_t *)place(record, f) != 0;

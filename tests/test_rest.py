@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from codeq.engine import _engine
+from codeq.engine.store import Store
 from codeq.server import views
 
 from .conftest import ABSENT_ID, RestNode, Server, claim, claimed, create, refusal, rest_node
@@ -544,14 +545,17 @@ def test_T54_a_fault_reveals_nothing(
     assert "the secret of the house" in caplog.text
 
 
-def test_creates_are_refused_while_claims_go_on(tmp_path: Path) -> None:
+def test_creates_are_refused_while_claims_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def check(node: RestNode, client: httpx.AsyncClient) -> None:
         body = {"command": "job", "payload": 1}
         await client.post("/tasks", json=body)
-        node.shard.refuses_creates = "no room"
+        full = "the free space of the disk is down to its reserve"
+        node.shard._disk_full = True
         for path, sent in (("/tasks", body), ("/tasks/batch", [body])):
             answer = await client.post(path, json=sent)
-            assert refusal(answer) == (503, "unavailable", "no room")
+            assert refusal(answer) == (503, "unavailable", full)
             assert answer.headers["retry-after"] == "1"
         ready = await client.get("http://node/readyz")
         assert refusal(ready) == (503, "unavailable", "unavailable")

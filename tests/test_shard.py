@@ -397,6 +397,19 @@ def test_overload_refuses_creates_and_nothing_else(tmp_path: Path) -> None:
     node.close()
 
 
+def test_T47_a_long_batch_takes_several_commits_and_keeps_its_order(tmp_path: Path) -> None:
+    node = Node(tmp_path / "data", commit_creates_max=100, commit_results_max=100)
+    before = node.shard.journal.groups
+    batch = node.create_batch([{"payload": b"%d" % i, "key": f"k{i % 200}"} for i in range(450)])
+    assert node.shard.journal.groups == before + 2, "the other three parts hold only refusals"
+    assert [batch.codes.count(0), batch.codes.count(CONFLICT)] == [200, 250]
+    views = node.claim(count=1000)
+    assert [v.payload for v in views] == [b"%d" % i for i in range(200)]
+    assert node.finish(*[v.id for v in views]) == bytes(200)
+    assert node.stats() == (0, 0, 0, 0)
+    node.close()
+
+
 def test_disk_reserve_refuses_creates(tmp_path: Path) -> None:
     node = Node(tmp_path / "data", disk_reserve_bytes=1 << 62)
     assert list(node.create_batch([{}]).codes) == [UNAVAILABLE]

@@ -92,9 +92,11 @@ class Engine:
     ) -> Self: ...
 
     # --- operations
-    def create(self, creates: Creates, tenant: bytes, now_ms: int) -> int:
+    def create(
+        self, creates: Creates, tenant: bytes, now_ms: int, begin: int = 0, end: int = -1
+    ) -> int:
         """Makes a task of every item whose code is OK and that is neither replayed nor an alias;
-        sets ids; returns how many were made."""
+        sets ids; returns how many were made. Only the items [begin, end)."""
     def claim(
         self,
         tenant: bytes,
@@ -164,6 +166,8 @@ class Engine:
         subject: bytes,
         attempt: int,
         now_ms: int,
+        begin: int = 0,
+        end: int = -1,
     ) -> int:
         """Ends every item whose code is OK; returns how many. Items of tasks that ended before get
         CQ_ENDED, those without a slot CQ_ABSENT (the caller asks the store); a second mention in

@@ -257,6 +257,16 @@ cdef class Claim:
         return list(found)
 
 
+cdef Py_ssize_t part_of(Py_ssize_t count, Py_ssize_t begin, Py_ssize_t end) except -1:
+    """Length of the items [begin, end) of a batch of ``count``; a negative end is that of all."""
+    if end < 0:
+        end = count
+    if begin < 0 or begin > end or end > count:
+        raise IndexError("part of a batch")
+    return end - begin
+
+
+
 # --- the engine -----------------------------------------------------------------------------------
 
 @cython.final
@@ -316,24 +326,20 @@ cdef class Engine:
 
     # --- operations
 
-    def create(self, Creates creates not None, bytes tenant not None, int64_t now_ms):
+    def create(
+        self, Creates creates not None, bytes tenant not None, int64_t now_ms,
+        Py_ssize_t begin=0, Py_ssize_t end=-1,
+    ):
         cdef uint32_t made
+        cdef Py_ssize_t count = part_of(creates.count, begin, end)
         self.enter()
-        self.leave(cq_task_create(self.core, creates.items, creates.count, bytes_of(tenant),
+        self.leave(cq_task_create(self.core, creates.items + begin, count, bytes_of(tenant),
                                   now_ms, &made))
         return made
 
     def claim(
-        self,
-        bytes tenant not None,
-        commands,
-        bint in_order,
-        bytes worker not None,
-        bytes subject not None,
-        int64_t count,
-        int64_t lease_ms,
-        int64_t bytes_max,
-        int64_t now_ms,
+        self, bytes tenant not None, commands, bint in_order, bytes worker not None,
+        bytes subject not None, int64_t count, int64_t lease_ms, int64_t bytes_max, int64_t now_ms,
     ):
         cdef cq_want want
         cdef Claim claim
@@ -470,8 +476,7 @@ cdef class Engine:
 
     def heartbeat(
         self, bytes task_id not None, bytes tenant not None, bytes worker not None,
-        bytes subject not None,
-        int64_t attempt, int64_t lease_ms, int64_t now_ms,
+        bytes subject not None, int64_t attempt, int64_t lease_ms, int64_t now_ms,
     ):
         cdef cq_code code
         cdef cq_caller caller = self.caller(tenant, worker, subject, attempt)
@@ -481,8 +486,7 @@ cdef class Engine:
 
     def abandon(
         self, bytes task_id not None, bytes tenant not None, bytes worker not None,
-        bytes subject not None,
-        int64_t attempt, int64_t now_ms,
+        bytes subject not None, int64_t attempt, int64_t now_ms,
     ):
         cdef cq_code code
         cdef cq_caller caller = self.caller(tenant, worker, subject, attempt)
@@ -492,8 +496,7 @@ cdef class Engine:
 
     def nack(
         self, bytes task_id not None, bytes tenant not None, bytes worker not None,
-        bytes subject not None,
-        int64_t attempt, int64_t delay_ms, bytes reason not None, int64_t now_ms,
+        bytes subject not None, int64_t attempt, int64_t delay_ms, bytes reason not None, int64_t now_ms,
     ):
         cdef cq_code code
         cdef c_bool dead
@@ -505,13 +508,13 @@ cdef class Engine:
 
     def finish(
         self, Finishes finishes not None, bytes tenant not None, bytes worker not None,
-        bytes subject not None,
-        int64_t attempt, int64_t now_ms,
+        bytes subject not None, int64_t attempt, int64_t now_ms, Py_ssize_t begin=0, Py_ssize_t end=-1,
     ):
         cdef uint32_t ended
+        cdef Py_ssize_t count = part_of(finishes.count, begin, end)
         cdef cq_caller caller = self.caller(tenant, worker, subject, attempt)
         self.enter()
-        self.leave(cq_task_finish(self.core, finishes.items, finishes.count, &caller, now_ms,
+        self.leave(cq_task_finish(self.core, finishes.items + begin, count, &caller, now_ms,
                                   &ended))
         return ended
 

@@ -42,8 +42,10 @@ class Keys:
         self._lenient = lenient
         self._open: dict[bytes, _Known] = {}  # keys of the group that is not written yet
 
-    def resolve(self, creates: Creates, tenant: str, now_ms: int) -> list[tuple[int, bytes, bytes]]:
-        """Marks replays, repeats inside the batch and conflicts.
+    def resolve(
+        self, creates: Creates, tenant: str, now_ms: int, begin: int, end: int
+    ) -> list[tuple[int, bytes, bytes]]:
+        """Marks replays, repeats inside the batch and conflicts among the items [begin, end).
 
         Returns (index, key hash, request hash) of the items that will be new tasks. The look-up
         runs on the loop thread: it must see what was decided before, and a bloom filter answers
@@ -52,6 +54,7 @@ class Keys:
         keyed = [
             (index, _hash(tenant.encode() + b"\0" + key), _hash(request))
             for index, key, request in creates.keyed()
+            if begin <= index < end
         ]
         if not keyed:
             return []

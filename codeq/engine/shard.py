@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -60,6 +61,8 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     journal_pending_bytes: int = 64 << 20
     disk_reserve_bytes: int = 1 << 30
     payload_bytes_max: int = 4_128_768
+    commit_creates_max: int = 1_000
+    commit_results_max: int = 1_000
     command_labels_max: int = 1_000
     webhooks_private: bool = False
 
@@ -110,7 +113,7 @@ class Shard:
         self.clock = clock
         self.engine = engine
         self.ready = True
-        self.refuses_creates: str | None = None
+        self._disk_full = False
         self._runner = runner
         self._store = store
         self._claims = Claims(engine)
@@ -197,34 +200,60 @@ class Shard:
     ) -> None:
         """Makes tasks of a batch. When ``done`` is called its codes and ids are final.
 
-        ``views``: ``done`` gets the task of each accepted item as it is now (None for a refused
-        one).
+        A batch longer than ``commit_creates_max`` is made in that many a commit. ``views``:
+        ``done`` gets the task of each accepted item as it is now (None for a refused one).
         """
-        now_ms = self.clock.now_ms()
         creates.check(self.settings.payload_bytes_max)
         for index, url in creates.webhooks():
             if not _webhook_valid(url, private=self.settings.webhooks_private):
                 creates.refuse(index, errors.WEBHOOK_INVALID.number or 0)
-        if self.refuses_creates is not None or self._overloaded(len(creates)):
-            creates.refuse_all(errors.UNAVAILABLE.number or 0)
-        fresh = self._keys.resolve(creates, tenant, now_ms)
-        self.engine.create(creates, tenant.encode(), now_ms)
+        self._create_part(creates, tenant, 0, partial(self._created, creates, tenant, done, views))
+
+    def _create_part(
+        self, creates: Creates, tenant: str, begin: int, done: Callable[[], None]
+    ) -> None:
+        now_ms = self.clock.now_ms()
+        end = min(len(creates), begin + self.settings.commit_creates_max)
+        if self.refuses_creates is not None:
+            for index, code in enumerate(creates.codes[begin:end], begin):
+                if code == errors.OK:
+                    creates.refuse(index, errors.UNAVAILABLE.number or 0)
+        fresh = self._keys.resolve(creates, tenant, now_ms, begin, end)
+        self.engine.create(creates, tenant.encode(), now_ms, begin, end)
         for key, value in self._keys.note(creates, fresh, now_ms):
             self.journal.put(key, value)
+        if end == len(creates):
+            done()
+        else:
+            self.journal.after(partial(self._create_part, creates, tenant, end, done))
+
+    def _created(
+        self,
+        creates: Creates,
+        tenant: str,
+        done: Callable[[list[TaskView | None] | None], None],
+        views: bool,
+    ) -> None:
         if views:
             ids = [
                 creates.id_bytes(i) if code == errors.OK else None
                 for i, code in enumerate(creates.codes)
             ]
-            self._reader.views(ids, tenant.encode(), now_ms, done)
+            self._reader.views(ids, tenant.encode(), self.clock.now_ms(), done)
         else:
             self.journal.after(lambda: done(None))
 
-    def _overloaded(self, count: int) -> bool:
-        settings = self.settings
-        if settings.live_tasks_max and self.engine.live_tasks + count > settings.live_tasks_max:
-            return True
-        return self.engine.pending_bytes > settings.journal_pending_bytes
+    @property
+    def refuses_creates(self) -> str | None:
+        """Why creates are refused at the moment; claims, results and removal go on."""
+        settings, engine = self.settings, self.engine
+        if self._disk_full:
+            return "the free space of the disk is down to its reserve"
+        if settings.live_tasks_max and engine.live_tasks >= settings.live_tasks_max:
+            return "there are as many live tasks as allowed"
+        if engine.pending_bytes > settings.journal_pending_bytes:
+            return "too much waits to be written to disk"
+        return None
 
     # --- claims
 
@@ -362,13 +391,39 @@ class Shard:
 
         A result that repeats the stored one, from the same owner, is answered as the first was.
         """
+        self._finish_part(finishes, tenant, worker, subject, attempt, 0, done)
+
+    def _finish_part(
+        self,
+        finishes: Finishes,
+        tenant: str,
+        worker: str,
+        subject: str,
+        attempt: int,
+        begin: int,
+        done: Callable[[], None],
+    ) -> None:
+        end = min(len(finishes), begin + self.settings.commit_results_max)
+        owner = (tenant.encode(), worker.encode(), subject.encode())
         now_ms = self.clock.now_ms()
-        ended = self.engine.finish(
-            finishes, tenant.encode(), worker.encode(), subject.encode(), attempt, now_ms
-        )
-        late = []
-        if ended != len(finishes):
-            late = [i for i, code in enumerate(finishes.codes) if code in (_ENDED, _ABSENT)]
+        ended = self.engine.finish(finishes, *owner, attempt, now_ms, begin, end)
+        if end != len(finishes):
+            rest = (finishes, tenant, worker, subject, attempt, end, done)
+            self.journal.after(partial(self._finish_part, *rest))
+        elif ended == len(finishes):
+            self.journal.after(done)
+        else:
+            self._finish_repeats(finishes, tenant, worker, subject, done)
+
+    def _finish_repeats(
+        self,
+        finishes: Finishes,
+        tenant: str,
+        worker: str,
+        subject: str,
+        done: Callable[[], None],
+    ) -> None:
+        late = [i for i, code in enumerate(finishes.codes) if code in (_ENDED, _ABSENT)]
         if not late:
             self.journal.after(done)
             return
@@ -378,7 +433,7 @@ class Shard:
             done()
 
         ids: list[bytes | None] = [finishes.id_bytes(i) for i in late]
-        self._reader.views(ids, tenant.encode(), now_ms, compare)
+        self._reader.views(ids, tenant.encode(), self.clock.now_ms(), compare)
 
     def _answer_repeats(
         self,
@@ -469,9 +524,7 @@ class Shard:
     def _maintain(self) -> None:
         now_ms = self.clock.now_ms()
         self.clock.follow()
-        self.refuses_creates = None
-        if self._store.free_bytes() < self.settings.disk_reserve_bytes:
-            self.refuses_creates = "the free space of the disk is down to its reserve"
+        self._disk_full = self._store.free_bytes() < self.settings.disk_reserve_bytes
         self._retention.run(now_ms)
         self._stop_maintenance = self._runner.at(now_ms + MAINTENANCE_MS, self._maintain)
 

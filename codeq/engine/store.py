@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rocksdict import (
     AccessType,
@@ -76,7 +77,8 @@ class Store:
         self._synced_fd = -1
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._db = Rdict(str(path), _options(), access_type=AccessType.read_write())
+            # Any: the types of rocksdict do not know that in raw mode all is bytes
+            self._db: Any = Rdict(str(path), _options(), access_type=AccessType.read_write())
         except Exception as error:  # rocksdict raises bare Exception
             raise StoreError(_open_failure(path, str(error))) from error
         self._write_options = WriteOptions()
@@ -123,7 +125,8 @@ class Store:
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of the keys, None where absent. Releases the GIL."""
-        return self._db.get(keys) if keys else []
+        found: list[bytes | None] = self._db.get(keys) if keys else []
+        return found
 
     def scan(self, begin: bytes, end: bytes, limit: int = 0) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in [begin, end) in order, at most ``limit`` (0 = all)."""

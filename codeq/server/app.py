@@ -266,6 +266,8 @@ def shard_settings(config: Config) -> ShardSettings:
         journal_pending_bytes=config.limits.journal_pending_bytes,
         disk_reserve_bytes=config.limits.disk_reserve_bytes,
         payload_bytes_max=config.limits.payload_bytes,
+        commit_creates_max=config.limits.create_batch,
+        commit_results_max=config.limits.result_batch,
         command_labels_max=config.metrics.command_labels_max,
         webhooks_private=config.webhooks.allow_private_networks,
     )

@@ -404,6 +404,7 @@ class ProducerSession(Session):
         super().__init__(edge, wake_reader, wake_writer)
         self._finished: list[_wire.Creates] = []
         self._finished_bytes = 0
+        self._long = 0  # batches in hand that take several commits
 
     def _decode(self, message: bytes) -> tuple[int, object]:
         return _wire.decode_producer_event(message)
@@ -418,6 +419,7 @@ class ProducerSession(Session):
     def _handle(self, kind: int, event: object, size: int) -> None:
         if isinstance(event, _wire.Creates):
             if len(event):
+                self._long += self._is_long(event)
                 self._shard.create(event, self._tenant, partial(self._created, event, size))
             else:
                 self._release(1, size)
@@ -429,7 +431,11 @@ class ProducerSession(Session):
     def _error(self, code: str, text: str, size: int) -> None:
         self._reply(_wire.encode_producer_error(code, text), size)
 
+    def _is_long(self, creates: _wire.Creates) -> bool:
+        return len(creates) > self._edge.config.limits.create_batch
+
     def _created(self, creates: _wire.Creates, size: int, _views: object) -> None:
+        self._long -= self._is_long(creates)
         if not self._closed:
             self._finished.append(creates)
             self._finished_bytes += size
@@ -444,8 +450,9 @@ class ProducerSession(Session):
             self._finished_bytes = 0
 
     def _has_room(self) -> bool:
-        # While creates are refused, one event at a time: the next one asks whether they still are.
-        if self._events and self._shard.refuses_creates is not None:
+        # What follows a batch of several commits is created after it. While creates are refused,
+        # one event at a time: the next one asks whether they still are.
+        if self._long or (self._events and self._shard.refuses_creates is not None):
             return False
         return self._shared_room()
 
