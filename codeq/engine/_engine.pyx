@@ -496,7 +496,8 @@ cdef class Engine:
 
     def nack(
         self, bytes task_id not None, bytes tenant not None, bytes worker not None,
-        bytes subject not None, int64_t attempt, int64_t delay_ms, bytes reason not None, int64_t now_ms,
+        bytes subject not None, int64_t attempt,
+        int64_t delay_ms, bytes reason not None, int64_t now_ms,
     ):
         cdef cq_code code
         cdef c_bool dead
@@ -508,7 +509,8 @@ cdef class Engine:
 
     def finish(
         self, Finishes finishes not None, bytes tenant not None, bytes worker not None,
-        bytes subject not None, int64_t attempt, int64_t now_ms, Py_ssize_t begin=0, Py_ssize_t end=-1,
+        bytes subject not None, int64_t attempt,
+        int64_t now_ms, Py_ssize_t begin=0, Py_ssize_t end=-1,
     ):
         cdef uint32_t ended
         cdef Py_ssize_t count = part_of(finishes.count, begin, end)
