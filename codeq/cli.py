@@ -41,7 +41,7 @@ def codeq(
 @app.command()
 def serve(
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML settings")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="where tasks are kept")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="where tasks are kept")] = None,
     http: HostPort = None,
     producer_stream: HostPort = None,
     worker_stream: HostPort = None,
@@ -57,7 +57,7 @@ def serve(
     from codeq.server.app import serve as serve_forever
 
     given = {
-        "persistenceConfig.path": None if data is None else str(data),
+        "persistenceConfig.path": data,
         "httpAddr": http,
         "producerStreamAddr": producer_stream,
         "workerStreamAddr": worker_stream,

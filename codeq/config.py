@@ -341,7 +341,6 @@ DEV_TOKENS: dict[str, Any] = {
     "workerAuthConfig": DEV_WORKER,
 }
 DEV_DEFAULTS: dict[str, Any] = {
-    "httpAddr": "127.0.0.1:8080",
     "producerStreamAddr": "127.0.0.1:9092",
     "workerStreamAddr": "127.0.0.1:9091",
     "logFormat": "text",
@@ -357,10 +356,9 @@ def dev_config(
     ``dev-producer`` and ``dev-worker`` of tenant ``dev``, whatever file and environment say of
     tokens. An address that is not loopback is a ConfigError: these tokens are no secrets."""
     values, warnings = _given(path, environ or {}, flags or {})
-    defaults = dict(DEV_DEFAULTS)
-    if "port" in values:
-        defaults["httpAddr"] = f"127.0.0.1:{values['port']}"
-    config = _build({**defaults, **values, **DEV_TOKENS}, warnings)
+    if not values.get("httpAddr"):  # an empty one would mean all interfaces
+        values["httpAddr"] = f"127.0.0.1:{values.get('port', 8080)}"
+    config = _build({**DEV_DEFAULTS, **values, **DEV_TOKENS}, warnings)
     for key in ("httpAddr", "producerStreamAddr", "workerStreamAddr"):
         _require_loopback(key, value_of(config, key))
     return config
@@ -399,8 +397,12 @@ def parse_address(key: str, text: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         raise ConfigError(key, f"not an address (HOST:PORT): {text!r}")
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not (port.isascii() and port.isdigit() and len(port) <= 5) or int(port) > 65535:
         raise ConfigError(key, f"not an address (HOST:PORT): {text!r}")
+    try:
+        host.encode("idna")  # what every look-up of the name does first
+    except UnicodeError:
+        raise ConfigError(key, f"not the name of a host: {host!r}") from None
     return host or "0.0.0.0", int(port)
 
 
@@ -440,7 +442,7 @@ def _read_file(
         raise ConfigError(name, f"cannot be read: {error}") from None
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except Exception as error:  # a date that is none, or deep nesting, is no YAMLError
         raise ConfigError(name, "not YAML: " + " ".join(str(error).split())) from None
     if tree is None:
         return
@@ -553,6 +555,8 @@ def _check(config: Config) -> None:
             parse_address(key, value_of(config, key))
     for role in ("producer", "worker"):
         _check_provider(config, role)
+    if not config.persistence_config.path:
+        raise ConfigError("persistenceConfig.path", "must not be empty")
     if config.limits.payload_bytes > config.streams.send_bytes - 65_536:
         raise ConfigError("limits.payloadBytes", "must stay 65536 below streams.sendBytes")
     if config.default_lease_seconds > config.lease_max_seconds:

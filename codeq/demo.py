@@ -111,8 +111,13 @@ async def work(order: Order) -> None:
         batch=BATCH,
         lease_seconds=order.lease_seconds,
     )
-    loop = asyncio.get_running_loop()
-    loop.run_in_executor(None, sys.stdin.buffer.read).add_done_callback(lambda _: worker.stop())
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def ended() -> None:
+        loop.remove_reader(stdin)
+        worker.stop()
+
+    loop.add_reader(stdin, ended)  # nothing but its end comes any more
     await worker.run_batches(examine_all)
 
 
@@ -415,6 +420,8 @@ class Show:
         dies.
         """
         batch = await victim.batch()
+        if not batch:
+            raise CodeqError("unavailable", f"worker 1 got no task: {last_line(self._log)}")
         # The others, and the one that takes the place of the dead.
         hiring = asyncio.gather(*(self._hire(number) for number in range(2, workers + 2)))
         possible = len(self._files) >= HELD_WANTED

@@ -608,6 +608,7 @@ typedef struct cq_segment {
     uint32_t held;      /* slots in memory whose created record stands here */
     uint32_t live;      /* those of them that are live or dead letters */
     int64_t expires_ms; /* until when a record of a completed or failed task is to be kept */
+    int64_t bytes;      /* of its chunks, as long as recovery reads them; a small one counts 8 KB */
 } cq_segment;
 
 typedef struct cq_log {
@@ -645,6 +646,7 @@ void cq_log_final(cq_engine *engine, cq_slot *slot);
 void cq_log_webhook(cq_engine *engine, const cq_slot *slot, uint64_t ended_seq);
 cq_segment *cq_log_segment(cq_log *log, uint64_t seq); /* NULL when it is trimmed */
 void cq_log_expire(cq_log *log, uint64_t seq, int64_t expires_ms);
+void cq_log_weigh(cq_log *log, uint64_t seq, size_t chunk_len); /* counts a chunk of its segment */
 
 /* Closes the open group; then read out its chunks and entries, then call cq_log_taken. */
 cq_status cq_log_close(cq_engine *engine);

@@ -17,7 +17,6 @@
 
 #define CHUNK_BYTES 8192
 #define CHUNK_CREATES 32
-#define SEGMENT_BYTES (CQ_SEGMENT_CHUNKS * CHUNK_BYTES)
 #define STRAGGLER_FACTOR 4 /* the log may be so many times the live bodies, and the slack */
 #define OUT_MIN 65536
 #define OUT_KEEP_MAX (16u << 20) /* a larger buffer is given back after its group */
@@ -85,6 +84,12 @@ void cq_log_expire(cq_log *log, uint64_t seq, int64_t expires_ms)
         segment->expires_ms = expires_ms;
 }
 
+void cq_log_weigh(cq_log *log, uint64_t seq, size_t chunk_len)
+{
+    int64_t bytes = chunk_len > CHUNK_BYTES ? (int64_t)chunk_len : CHUNK_BYTES;
+    cq_log_segment(log, seq)->bytes += bytes;
+}
+
 cq_status cq_log_init(cq_log *log, uint64_t tail, uint64_t oldest, uint64_t next_seq)
 {
     log->tail = tail;
@@ -133,6 +138,7 @@ static void close_chunk(cq_engine *engine)
     log->ends[log->end_count++] = log->out.len;
     log->chunk_at = log->out.len;
     log->chunk_creates = 0;
+    cq_log_weigh(log, log->next_seq, len);
     log->next_seq++;
     set_actor(engine, 0, NULL, false);
 }
@@ -480,7 +486,9 @@ bool cq_log_straggler(cq_engine *engine, uint64_t *from, uint64_t *to)
 {
     cq_log *log = &engine->log;
     uint64_t head = segment_of(log->next_seq);
-    int64_t log_bytes = (int64_t)(head - log->oldest) * SEGMENT_BYTES;
+    int64_t log_bytes = 0;
+    for (uint64_t segment = log->oldest; segment < head; segment++)
+        log_bytes += log->segments[segment - log->first_segment].bytes;
     if (log_bytes <= STRAGGLER_FACTOR * engine->live_bytes + engine->set.straggler_slack_bytes)
         return false;
     close_last(engine);

@@ -316,6 +316,7 @@ cq_status cq_load_chunk(cq_engine *engine, uint64_t seq, cq_bytes chunk)
         if (status != CQ_DONE)
             return status;
     }
+    cq_log_weigh(&engine->log, seq, chunk.len);
     engine->scan_next++;
     cq_log_settle(engine);
     engine->log.puts.len = 0;

@@ -233,8 +233,8 @@ async def rest_node(
     drained = asyncio.get_running_loop().create_future()
     shard.drain(lambda: drained.set_result(None))
     await drained
-    shard.close()
     runner.stop()
+    shard.close()
     assert not faults
 
 

@@ -21,10 +21,16 @@ class Entry:
 
     number: int
     key: str
+    priority: int = 0
+    delay_seconds: int = 0
     task_id: str | None = None  # from an acknowledgement or a delivery
     acknowledged: bool = False
-    attempts: int = 0  # of the last delivery
+    not_before: float = 0.0  # no delivery may come earlier
     held_until: float = 0.0  # end of the lease last delivered; 0 when given back by us
+    attempts: int = 0  # of the last delivery
+    attempts_min: int = 1  # of the next delivery
+    attempts_max: int = 1  # of the next delivery, if it comes in the same life
+    life: int = 0  # of the server, in which this was last seen
     result_sent: tuple[str, str] | None = None  # status and text, sent and not answered
     result: tuple[str, str] | None = None  # status and text, acknowledged
 
@@ -45,16 +51,27 @@ class Ledger:
     backlog: int = 0  # creates acknowledged minus results acknowledged
     acknowledgements: int = 0
     deliveries: int = 0
+    life: int = 0  # of the server and its clients: a claim nobody read ends with it
     touched: set[int] = field(default_factory=set)  # numbers acknowledged since ``take_touched``
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def new_create(self, keyed: bool) -> Entry:
+    def new_create(self, *, keyed: bool, priority: int = 0, delay_seconds: int = 0) -> Entry:
+        """A create that is about to be sent."""
         with self.changed:
             number = self.creates
             self.creates += 1
-            entry = Entry(number, f"key-{number}" if keyed else "")
+            entry = Entry(number, f"key-{number}" if keyed else "", priority, delay_seconds)
+            entry.life = self.life
+            entry.not_before = time.time() + delay_seconds
             self.entries[number] = entry
             return entry
+
+    def new_life(self) -> None:
+        """The server was started again, or clients went that may have left claims unread. Of a
+        result whose answer was lost nobody knows: its task no longer counts as backlog."""
+        with self.changed:
+            self.life += 1
+            self.backlog = sum(entry.acknowledged and entry.open for entry in self.entries.values())
 
     def created(self, number: int, task_id: str) -> None:
         """The create was acknowledged with this id."""
@@ -77,17 +94,41 @@ class Ledger:
             if now < entry.held_until - SKEW_SECONDS:
                 left = entry.held_until - now
                 self._broken(entry, f"was delivered while a lease had {left:.1f} s to run")
-            if attempts <= entry.attempts:
-                self._broken(entry, f"came with attempt {attempts} after attempt {entry.attempts}")
+            if now < entry.not_before - SKEW_SECONDS:
+                early = entry.not_before - now
+                self._broken(entry, f"was delivered {early:.2f} s before it was due")
+            if attempts < entry.attempts_min:
+                self._broken(entry, f"came with attempt {attempts}, not {entry.attempts_min}")
+            if entry.life == self.life and attempts > entry.attempts_max:
+                self._broken(entry, f"came with attempt {attempts}, not {entry.attempts_max}")
+            entry.life = self.life
             entry.attempts = attempts
+            entry.attempts_min = entry.attempts_max = attempts + 1
             entry.held_until = int(datetime.fromisoformat(lease_until).timestamp())
             entry.result_sent = None
 
-    def given_back(self, number: int) -> None:
-        """An abandon is about to be sent: the task may come again at once."""
+    def abandoning(self, number: int) -> None:
+        """An abandon is about to be sent: the task may come again at once, its attempt unused."""
         with self.changed:
-            self.entries[number].held_until = 0.0
-            self.entries[number].attempts -= 1
+            entry = self.entries[number]
+            entry.held_until = 0.0
+            entry.attempts_min = entry.attempts  # attempts_max: the lease may be over already
+
+    def nacking(self, number: int, delay_seconds: int) -> None:
+        """A nack is about to be sent: the attempt counts, the task waits for the delay at least,
+        or for the end of the lease if the nack comes to nothing."""
+        with self.changed:
+            entry = self.entries[number]
+            entry.not_before = min(entry.held_until, time.time() + delay_seconds)
+            entry.held_until = 0.0
+
+    def extended(self, task_id: str, attempts: int, until: float) -> None:
+        """A heartbeat was acknowledged: the lease of this attempt lasts to ``until`` at least."""
+        with self.changed:
+            entry = self.entries[self.numbers[task_id]]
+            if entry.attempts == attempts:
+                entry.held_until = max(entry.held_until, until)
+            self.acknowledgements += 1
 
     def sending_result(self, number: int, status: str, text: str) -> None:
         with self.changed:

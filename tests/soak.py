@@ -13,7 +13,8 @@ import signal
 import tempfile
 from pathlib import Path
 
-from tests.crash import SETTINGS, Crash, RestLife, Server, StreamProducer, StreamWorker, live
+from tests.crash import LOADS, SETTINGS, Crash
+from tests.crash_clients import Server, StreamWorker, counts
 
 KEEP_SECONDS = "20"
 SAMPLE_SECONDS = 10
@@ -53,7 +54,7 @@ def soak(folder: Path, samples: int) -> None:
     }
     crash = Crash(folder, seed=1, settings=settings)
     server = crash.start()
-    loads = crash.load(server, StreamProducer, StreamWorker, StreamWorker, RestLife)
+    loads = crash.load(server, *LOADS)
     memory, disk = [], []
     for number in range(1, samples + 1):
         before = crash.ledger.acknowledgements
@@ -64,7 +65,7 @@ def soak(folder: Path, samples: int) -> None:
         disk.append(folder_bytes(folder / "data"))
         print(
             f"{number * SAMPLE_SECONDS} s: {rate:.0f} acknowledgements/s, "
-            f"{live(server)} live tasks, "
+            f"{counts(server)[1]} live tasks, "
             f"{memory[-1] >> 20} MB of memory, {disk[-1] >> 20} MB on disk",
             flush=True,
         )

@@ -305,7 +305,19 @@ def test_T48_a_client_that_leaves_in_its_body(tmp_path: Path) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
-    assert _app_answer(receive, tmp_path)["status"] == 503
+    assert _app_answer(receive, tmp_path)["status"] == 400
+
+
+def test_T48_a_body_with_bad_chunks_is_malformed(server: Server) -> None:
+    """And not ``unavailable``, which would ask for it again."""
+    host, port = server.http.split(":")
+    with socket.create_connection((host, int(port)), timeout=STOP_SECONDS) as connection:
+        connection.sendall(
+            b"POST /v1/codeq/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer dev-producer\r\n"
+            b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"com\r\nzz\r\n'
+        )
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"invalid body" in answer
 
 
 def test_T48_bytes_that_are_no_http(server: Server) -> None:

@@ -38,6 +38,8 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--http"], "requires an argument"),
         (["serve", "--http", "nowhere"], "httpAddr"),
         (["serve", "--http", "127.0.0.1:70000"], "httpAddr"),
+        (["serve", "--http", "a..b:80"], "httpAddr"),
+        (["serve", "--data", ""], "persistenceConfig.path"),
         (["serve", "--config", "no-such-file.yaml"], "no-such-file.yaml"),
         (["serve", "--dev", "--http", "0.0.0.0:0"], "loopback"),
         (["serve", "--dev", "--worker-stream", "192.0.2.1:9091"], "loopback"),

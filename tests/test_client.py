@@ -333,6 +333,37 @@ def test_T65_each_connection_gets_a_fresh_token() -> None:
     play(scenario)
 
 
+def test_T65_a_token_that_cannot_be_had_is_asked_for_again() -> None:
+    """But not at the start, where it is told at once."""
+
+    async def scenario(fake: FakeStreams) -> None:
+        answers: list[str | OSError] = ["one", OSError("no route"), "two"]
+
+        def fresh() -> str:
+            answer = answers.pop(0)
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        producer = Producer(fake.address, token=fresh)
+        starting = spawn(producer.start())
+        peer = await fake.peer()
+        await peer.heard()
+        await peer.say(hello_ack={"tenant_id": "t"})
+        await starting
+        peer.end(UNAVAILABLE)
+        peer = await fake.peer()
+        assert (await peer.heard()).hello.token == "two"
+        await peer.say(hello_ack={"tenant_id": "t"})
+        await ended(producer.close(), peer)
+        answers[:] = [OSError("no route")]
+        with pytest.raises(CodeqError, match="no route") as caught:
+            await Producer(fake.address, token=fresh).start()
+        assert caught.value.slug == "unauthenticated"
+
+    play(scenario)
+
+
 def test_a_token_refused_later_fails_what_is_open() -> None:
     async def scenario(fake: FakeStreams) -> None:
         producer, peer = await started(fake)

@@ -125,6 +125,27 @@ def test_a_handler_completes_fails_or_gives_back() -> None:
     play(scenario)
 
 
+def test_what_a_handler_returns_may_have_to_be_awaited() -> None:
+    """A plain handler may hand the work to an executor and return its future."""
+
+    def handle(task: Task) -> Any:
+        return asyncio.get_running_loop().run_in_executor(None, task.json)
+
+    async def scenario(fake: FakeStreams) -> None:
+        worker = a_worker(fake)
+        running = spawn(worker.run(handle))
+        peer = await fake.worker()
+        await peer.heard()
+        await peer.say(**batch(1))
+        event = await peer.heard()
+        assert results_of(event) == {task_id(1): ("COMPLETED", b"1", "")}
+        await result_acks(peer, event)
+        worker.stop()
+        await ended(running, peer)
+
+    play(scenario)
+
+
 def test_a_batch_handler_answers_for_all() -> None:
     async def handle(tasks: list[Task]) -> list[Any]:
         return [Fail("odd") if task.json() % 2 else {"n": task.json()} for task in tasks]
@@ -421,17 +442,24 @@ def test_a_stop_before_the_start_ends_at_once() -> None:
     play(scenario)
 
 
-def test_a_command_that_is_not_allowed_ends_the_worker() -> None:
+@pytest.mark.parametrize(
+    ("code", "text", "slug"),
+    [
+        ("PermissionDenied", "event type not allowed", "permission-denied"),
+        ("InvalidArgument", "more than 100 commands", "validation-error"),
+    ],
+)
+def test_T65_commands_that_are_not_taken_end_the_worker(code: str, text: str, slug: str) -> None:
     async def scenario(fake: FakeStreams) -> None:
         running = spawn(a_worker(fake).run(lambda task: 1))
         peer = await fake.worker()
         await peer.heard()
-        await peer.say(error={"code": "PermissionDenied", "message": "event type not allowed"})
+        await peer.say(error={"code": code, "message": text})
         assert await peer.heard() is None
         peer.end()
-        with pytest.raises(CodeqError, match="event type not allowed") as caught:
+        with pytest.raises(CodeqError, match=text) as caught:
             await running
-        assert caught.value.slug == "permission-denied"
+        assert caught.value.slug == slug
 
     play(scenario)
 

@@ -203,6 +203,9 @@ def test_booleans(text: str, value: bool) -> None:
         ("httpAddr: nowhere", "httpAddr"),
         ("httpAddr: 'host:port'", "httpAddr"),
         ("httpAddr: '::1:80'", "httpAddr"),
+        ("httpAddr: 'a..b:80'", "httpAddr"),
+        (f"httpAddr: 'localhost:{'9' * 5000}'", "httpAddr"),
+        ("persistenceConfig: {path: ' '}", "persistenceConfig.path"),
         ("logLevel: loud", "logLevel"),
         ("defaultLeaseSeconds: 0", "defaultLeaseSeconds"),
         ("defaultLeaseSeconds: 100000", "defaultLeaseSeconds"),
@@ -223,7 +226,19 @@ def test_T62_bad_settings_name_their_key(tmp_path: Path, text: str, key: str) ->
     assert refused(lambda: load(path)).key == key
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a\n- b", "text", "\x00", "a: !!python/object:os.x {}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "- a\n- b",
+        "text",
+        "\x00",
+        "a: !!python/object:os.x {}",
+        "logLevel: 2026-13-45",
+        "a: !!timestamp x",
+        "a: " + "[" * 5000,
+    ],
+)
 def test_files_that_are_no_settings(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "c.yaml", text)
     assert refused(lambda: load(path)).key == path
@@ -319,3 +334,10 @@ def test_development_mode_takes_other_settings() -> None:
 @pytest.mark.parametrize("address", [":80", "0.0.0.0:80", "192.168.0.1:80", "example.com:80"])
 def test_development_mode_is_for_loopback(key: str, address: str) -> None:
     assert refused(lambda: dev_config(flags={key: address})).key == key
+
+
+def test_development_mode_without_an_address_stays_on_loopback() -> None:
+    """An empty address of REST means all interfaces elsewhere."""
+    assert dev_config(flags={"httpAddr": ""}).http_address == ("127.0.0.1", 8080)
+    environ = {"HTTP_ADDR": "", "PORT": "1234"}
+    assert dev_config(environ=environ).http_address == ("127.0.0.1", 1234)

@@ -48,6 +48,17 @@ def test_a_small_folder_is_done_and_what_could_not_be_shown_is_said(
         assert word in said
 
 
+def test_a_worker_that_is_not_let_in_ends_the_demo(
+    folder: Path, start_server: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start_server()
+    arguments = ["--url", f"http://{server.http}", "--producer-stream", server.producer]
+    arguments += ["--worker-stream", server.worker, "--worker-token", "not-it"]
+    assert cli.run(["demo", str(folder), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "auth failed: invalid token" in said
+
+
 def test_a_wrong_result_is_found_and_the_exit_is_not_0(
     folder: Path,
     start_server: Callable[..., Server],

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from codeq.engine import _engine
-from codeq.engine.store import Store
 from codeq.server import views
 
 from .conftest import ABSENT_ID, RestNode, Server, claim, claimed, create, refusal, rest_node

@@ -198,7 +198,7 @@ def test_T47_a_bad_event_ends_at_most_its_stream(
         bad.send(message)
         code, text = bad.status()
         assert code == "INVALID_ARGUMENT"
-        assert text.startswith("malformed message: ")
+        assert text == "malformed message"
     assert len(create(good, command, 1)) == 1
     good.cancel()
     wait_for_metric(server, 'codeq_streams{kind="producer"}', 0)
@@ -389,8 +389,8 @@ async def listeners(folder: Path, use: Any) -> None:
     finally:
         for listener in opened:
             await listener.stop(1)
-        shard.close()
         runner.stop()
+        shard.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", ""])

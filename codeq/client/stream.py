@@ -232,8 +232,11 @@ class Dialer:
     async def _fresh_token(self) -> str:
         if isinstance(self._token, str):
             return self._token
-        token = self._token()
-        return await token if inspect.isawaitable(token) else token
+        try:
+            token = self._token()
+            return await token if inspect.isawaitable(token) else token
+        except Exception as error:  # as a refused one: later, the next attempt may do better
+            raise CodeqError("unauthenticated", f"there is no token: {error!r}") from error
 
     def _channel(self) -> grpc.aio.Channel:
         if self._credentials is None:

@@ -9,7 +9,6 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from types import CoroutineType
 from typing import Any
 
 import grpc
@@ -31,6 +30,8 @@ LOOKS_PER_LEASE = 6
 #: No server takes a longer result: the message would end the stream, again and again.
 RESULT_BYTES_MAX = 15 * 1024 * 1024
 
+#: Errors of the server that mean a Ready, which would be the same the next time, was not taken.
+SLUGS_BY_ERROR = {"PermissionDenied": "permission-denied", "InvalidArgument": "validation-error"}
 #: Stands for the tasks of a whole message while its batch handler is suspended.
 ALL = "all"
 #: The outcome of a handler that was cancelled, as opposed to None, which is a result.
@@ -101,11 +102,11 @@ class Worker:
     heartbeat. ``on_refused(task_id, error)`` hears of results the server did not accept.
     ``merge=False`` sends every result as its own message.
 
-    A handler may be plain or async. What it returns is the result (any JSON value, msgspec Struct
-    or dataclass; msgspec.Raw for JSON text). Fail ends the task FAILED, Nack and every other
-    exception give it back. Heartbeats go out while a handler is suspended; a plain handler holds
-    the event loop and so must be short (wrap a long one in asyncio.to_thread). An async handler
-    is cancelled when its lease turns out to be lost.
+    A handler may be plain or async, or return an awaitable. What it returns is the result (any
+    JSON value, msgspec Struct or dataclass; msgspec.Raw for JSON text). Fail ends the task FAILED,
+    Nack and every other exception give it back. Heartbeats go out while a handler is suspended; a
+    plain handler holds the event loop and so must be short (wrap a long one in asyncio.to_thread).
+    An async handler is cancelled when its lease turns out to be lost.
     """
 
     def __init__(
@@ -295,10 +296,11 @@ class Worker:
             self._error(*value)  # type: ignore[misc]
 
     def _error(self, code: str, message: str) -> None:
-        """The server dropped an event. A Ready it does not allow would never be answered."""
+        """The server dropped an event. A Ready it does not take would never be answered."""
         log.warning("%s: the server says %s: %s", self._dialer.address, code, message)
-        if code == "PermissionDenied":
-            self._end_with(CodeqError("permission-denied", message))
+        slug = SLUGS_BY_ERROR.get(code)
+        if slug is not None:
+            self._end_with(CodeqError(slug, message))
 
     def _end_with(self, error: Exception) -> None:
         """Makes ``run`` raise this, after a last word to the server."""
@@ -397,7 +399,7 @@ class Worker:
                 continue
             try:
                 outcome = handler(task)
-                if type(outcome) is CoroutineType:
+                if hasattr(outcome, "__await__"):
                     outcome = await self._interruptible(assignment, task.id, outcome)
                     self._wake()
             except Exception as error:
@@ -416,7 +418,7 @@ class Worker:
         else:
             try:
                 outcomes = handler(tasks)
-                if type(outcomes) is CoroutineType:
+                if hasattr(outcomes, "__await__"):
                     outcomes = await self._interruptible(assignment, ALL, outcomes)
                 if outcomes is not INTERRUPTED and len(outcomes) != len(tasks):
                     raise ValueError(f"{len(outcomes)} results for {len(tasks)} tasks")
@@ -430,7 +432,7 @@ class Worker:
         assignment.open = len(tasks)
 
     async def _interruptible(
-        self, assignment: _Assignment, task_id: str, handling: CoroutineType[Any, Any, Any]
+        self, assignment: _Assignment, task_id: str, handling: Awaitable[Any]
     ) -> Any:
         """What the handler returns, or INTERRUPTED when it was cancelled for its lost lease or to
         abandon its task, also if it took no notice of that."""

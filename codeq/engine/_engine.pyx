@@ -266,7 +266,6 @@ cdef Py_ssize_t part_of(Py_ssize_t count, Py_ssize_t begin, Py_ssize_t end) exce
     return end - begin
 
 
-
 # --- the engine -----------------------------------------------------------------------------------
 
 @cython.final
@@ -416,14 +415,16 @@ cdef class Engine:
         piece.attempts = slot.attempts
         return 0
 
-    cdef int read_stored(
-        self, cq_slot *slot, object chunks, list keep, cq_record *record
-    ) except -1:
-        if chunks is None:
-            raise KeyError(slot.created_chunk)
-        if find_record(chunks, slot.created_chunk, cq_id_number(slot.id), False, record, keep):
-            raise CorruptRecord(f"chunk {slot.created_chunk} lacks the task {id_text(slot.id)}")
-        return 0
+    cdef int read_stored(self, cq_slot *slot, chunks, list keep, cq_record *record) except -1:
+        cdef uint64_t number = cq_id_number(slot.id)
+        if chunks is not None and slot.created_chunk in chunks:
+            if find_record(chunks, slot.created_chunk, number, False, record, keep):
+                raise CorruptRecord(f"chunk {slot.created_chunk} lacks the task {id_text(slot.id)}")
+            return 0
+        for seq in chunks or ():  # carried since they were read: the body is the same
+            if not find_record(chunks, seq, number, False, record, keep):
+                return 0
+        raise KeyError(slot.created_chunk)
 
     cdef void drop_bodies(self, Claim claim) noexcept:
         cdef cq_slot *slot

@@ -22,6 +22,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._behind_ms = 0  # how far the wall clock was set back when that was last logged
         self.faults = Faults.from_environment(os.environ)
 
     def now_ms(self) -> int:
@@ -39,8 +40,9 @@ class Clock:
         """
         ahead_ns = time.time_ns() - time.monotonic_ns() - self._offset_ns
         step_ms = ahead_ns // 1_000_000
-        if abs(step_ms) > STEP_LOGGED_MS:
-            log.warning("the wall clock stepped by %d ms against the monotonic clock", step_ms)
+        if abs(step_ms + self._behind_ms) > STEP_LOGGED_MS:
+            log.warning("the wall clock stepped by %d ms", step_ms + self._behind_ms)
+            self._behind_ms = max(0, -step_ms)
         if ahead_ns <= 0:
             return 0
         self._offset_ns += ahead_ns

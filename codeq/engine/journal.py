@@ -8,7 +8,8 @@ high load thousands share it.
     [ write g ][ sync g  ] -> write g+1, start its sync -> answers of g leave
 
 A write or sync that fails is never retried and never acknowledged: ``fault`` is called once,
-nothing of this journal moves afterwards, and a restart recovers from disk.
+nothing of this journal moves afterwards, and a restart recovers from disk. An answer that fails
+keeps no other answer from leaving; a store that cannot be read is a fault as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from codeq.engine.clock import Clock
 from codeq.engine.store import Store
+from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.journal")
 
@@ -110,6 +112,16 @@ class Journal:
         """How long the running sync has been running, 0 when none is."""
         return 0.0 if self._sync_began_s is None else self._clock.monotonic_s() - self._sync_began_s
 
+    def stop(self) -> None:
+        """Nothing is written or answered from now on; what helper threads still report is dropped."""
+        self._broken = True
+
+    def fail(self, message: str) -> None:
+        """The store cannot be trusted any more: from now on nothing is written or answered."""
+        if not self._broken:
+            self._broken = True
+            self._fault(message)
+
     # --- one group
 
     def _commit(self) -> None:
@@ -118,9 +130,14 @@ class Journal:
             self._wanted = True
             return
         self._scheduled = True  # what closing the group adds is part of it
-        self._close_group()
+        try:
+            self._close_group()
+            puts = self._take()
+        except Exception as error:  # half a group must not be written, nor wait for ever
+            log.exception("the commit group could not be closed")
+            self.fail(f"the commit group could not be closed: {error!r}")
+            return
         self._scheduled = self._wanted = False
-        puts = self._take()
         puts += self._puts
         ranges = self._ranges
         waiting = self._waiting
@@ -143,7 +160,7 @@ class Journal:
             self._store.write(puts, (), ranges)
             sequence = self._store.sequence()
         except Exception as error:  # rocksdict raises bare Exception
-            self._break(f"write to the store failed: {error}")
+            self.fail(f"write to the store failed: {error}")
             return
         point("after-write")
         self.groups += 1
@@ -158,7 +175,7 @@ class Journal:
         if self._broken:
             return
         if error is not None:
-            self._break(f"sync of the store failed: {error}")
+            self.fail(f"sync of the store failed: {error}")
             return
         now_s = self._clock.monotonic_s()
         began_s = self._sync_began_s
@@ -177,8 +194,12 @@ class Journal:
         if answers and not self._broken:
             self._clock.faults.point("before-ack")
             for done in answers:
-                done()
+                self._call(done)
 
-    def _break(self, message: str) -> None:
-        self._broken = True
-        self._fault(message)
+    def _call(self, done: Done) -> None:
+        try:
+            done()
+        except StoreError as error:
+            self.fail(error.message)
+        except Exception:
+            log.exception("an answer failed")

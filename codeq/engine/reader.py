@@ -2,7 +2,9 @@
 show.
 
 A task that is not in memory has a directory entry, which leads to the chunks of its created and its
-ended record. Both steps are one list-get each on the read helper thread.
+ended record. Both steps are one list-get each on the read helper thread. Records may move to
+another chunk between the two: then the task is looked up again. A store that cannot be read is a
+fault.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from codeq.engine._engine import Engine, TaskView
+from codeq.engine._engine import CorruptRecord, Engine, TaskView
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.store import Store
 
 CHUNK_PREFIX = b"c"
+#: a record moves at most once a second, so a second look finds it
+LOOKS_MAX = 3
 Views = list[TaskView | None]
 
 
@@ -40,12 +44,23 @@ class Reader:
         done: Callable[[Views], None],
     ) -> None:
         """Complete views of the tasks as memory has them now; None where there is none."""
+        self._views(ids, tenant, now_ms, done, 1)
+
+    def _views(
+        self,
+        ids: Sequence[bytes | None],
+        tenant: bytes,
+        now_ms: int,
+        done: Callable[[Views], None],
+        look: int,
+    ) -> None:
         views: Views = [None if i is None else self._engine.view(i, tenant) for i in ids]
         absent = [n for n, i in enumerate(ids) if i is not None and views[n] is None]
+        fill = partial(self._fill, views, tenant, now_ms, done, look)
         if absent:
-            self._journal.after(partial(self._look_up, ids, absent, views, tenant, now_ms, done))
+            self._journal.after(partial(self._look_up, ids, absent, views, tenant, fill))
         else:
-            self._journal.after(partial(self._fill, views, now_ms, done))
+            self._journal.after(fill)
 
     def chunks(self, sequences: Iterable[int], done: Callable[[Mapping[int, bytes]], None]) -> None:
         """The chunks that exist among the sequences."""
@@ -62,9 +77,13 @@ class Reader:
     def _get(self, keys: list[bytes], done: Callable[[Sequence[bytes | None]], None]) -> None:
         def got(result: object) -> None:
             if isinstance(result, BaseException):
-                raise result
+                self._journal.fail(f"read of the store failed: {result}")
+                return
             assert isinstance(result, list)
-            done(result)
+            try:
+                done(result)
+            except CorruptRecord as error:
+                self._journal.fail(f"the store is damaged: {error}")
 
         self._runner.read(lambda: self._store.get(keys), got)
 
@@ -74,8 +93,7 @@ class Reader:
         absent: list[int],
         views: Views,
         tenant: bytes,
-        now_ms: int,
-        done: Callable[[Views], None],
+        fill: Callable[[], None],
     ) -> None:
         keys = [self._engine.directory_keys(ids[n] or b"") for n in absent]
 
@@ -85,23 +103,51 @@ class Reader:
                 found = values[at : at + len(own)]
                 at += len(own)
                 views[n] = self._engine.view_stored(ids[n] or b"", tenant, found)
-            self._fill(views, now_ms, done)
+            fill()
 
         self._get([key for own in keys for key in own], got)
 
-    def _fill(self, views: Views, now_ms: int, done: Callable[[Views], None]) -> None:
-        needed = {
-            sequence
-            for view in views
-            if view is not None
-            for sequence in (view.body_chunk, view.record_chunk)
-            if sequence is not None
-        }
+    def _fill(
+        self,
+        views: Views,
+        tenant: bytes,
+        now_ms: int,
+        done: Callable[[Views], None],
+        look: int,
+    ) -> None:
+        needed = [set[int]() if view is None else _chunks_of(view) for view in views]
 
         def got(chunks: Mapping[int, bytes]) -> None:
-            done([_filled(view, chunks, now_ms) for view in views])
+            moved = [n for n, own in enumerate(needed) if not own <= chunks.keys()]
+            ids = [
+                view.id_bytes if view is not None and n in moved else None
+                for n, view in enumerate(views)
+            ]
+            filled = [
+                None if n in moved else _filled(view, chunks, now_ms)
+                for n, view in enumerate(views)
+            ]
+            if not moved:
+                done(filled)
+            elif look == LOOKS_MAX:
+                raise CorruptRecord(f"chunk {min(needed[moved[0]])} is missing")
+            else:
+                self._views(ids, tenant, now_ms, partial(_merge, filled, moved, done), look + 1)
 
-        self.chunks(needed, got)
+        self.chunks(set[int]().union(*needed), got)
+
+
+def _chunks_of(view: TaskView) -> set[int]:
+    """The chunks that the view still lacks."""
+    return {s for s in (view.body_chunk, view.record_chunk) if s is not None}
+
+
+def _merge(
+    filled: Views, moved: Sequence[int], done: Callable[[Views], None], found: Views
+) -> None:
+    for n in moved:
+        filled[n] = found[n]
+    done(filled)
 
 
 def _filled(view: TaskView | None, chunks: Mapping[int, bytes], now_ms: int) -> TaskView | None:
@@ -109,7 +155,7 @@ def _filled(view: TaskView | None, chunks: Mapping[int, bytes], now_ms: int) -> 
         return None
     try:
         view.fill(chunks)
-    except KeyError:  # removed meanwhile, or another task's number
+    except KeyError:  # another task's number
         return None
     if view.has_record and view.expires_ms <= now_ms:
         return None

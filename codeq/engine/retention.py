@@ -3,27 +3,41 @@ move forward, so that no straggler holds the log.
 
 Runs once a second beside the work. The log of chunks is only ever cut at its tail. Directory
 entries and webhook entries begin with the highest sequence they rest on and go when that is below
-the tail.
+the tail. A range of them is found while others may be written into it: those are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from codeq.engine._engine import Engine
+from codeq.engine._engine import CorruptRecord, Engine
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.reader import chunk_key
 from codeq.engine.store import Store
 
-#: entries looked at per prefix and run; at 256 tasks an entry this keeps up with any rate
+#: entries looked at per prefix at a time; when there are more, the next look follows at once
 ENTRIES_MAX = 2_048
+#: entries looked at per prefix at a time behind the first that is needed
+SWEEP_MAX = 512
 #: sequences of one segment, the step in which the log is cut
 SEGMENT_CHUNKS = 512
-#: chunks carried forward per run: one group must stay small
-CARRY_CHUNKS_MAX = SEGMENT_CHUNKS
+#: bytes of chunks read to carry records forward, per run: one group must stay small
+CARRY_BYTES_MAX = 8 << 20
 
 _PREFIXES = (b"d", b"e", b"w")
+
+Range = tuple[bytes, bytes]  # of keys, [from, to)
+
+
+class Found(NamedTuple):
+    """What one look at the store brought."""
+
+    ranges: list[Range]
+    more: bool  # entries are left to look at
+    chunks: Mapping[int, bytes]  # to carry
+    end: int  # sequence behind the last of them
 
 
 class Retention:
@@ -38,6 +52,9 @@ class Retention:
         self._journal = journal
         self._keys = keys
         self._reading = False
+        self._swept: dict[bytes, bytes] = {}  # by prefix: where the next sweep begins
+        self._written: list[bytes] = []  # keys of entries written since the look began
+        self._carried = 0  # sequence up to which the oldest segment has been carried
         self._keys_end = b""
 
     def run(self, now_ms: int) -> None:
@@ -51,13 +68,24 @@ class Retention:
             self._journal.delete_range(b"s", b"s" + (end // SEGMENT_CHUNKS).to_bytes(8, "big"))
             self._journal.kick()
         if not self._reading:
-            self._reading = True
-            tail = self._engine.tail
-            carried = self._engine.straggler_chunks()
-            self._runner.read(
-                lambda: (self._entries_below(tail), self._segment(carried)),
-                lambda found: self._found(found, now_ms),
-            )
+            self._look(now_ms)
+
+    def written(self, puts: Sequence[tuple[bytes, bytes]]) -> None:
+        """These are written with the open group."""
+        if self._reading:
+            self._written += [key for key, _ in puts if key[:1] in _PREFIXES]
+
+    def _look(self, now_ms: int) -> None:
+        self._reading = True
+        tail = self._engine.tail
+        segment = self._engine.straggler_chunks()
+        self._runner.read(
+            lambda: self._read(tail, segment), lambda found: self._found(found, now_ms)
+        )
+
+    def _read(self, tail: int, segment: tuple[int, int] | None) -> Found:
+        ranges, more = self._entries_below(tail)
+        return Found(ranges, more, *self._chunks(segment))
 
     def _remove_keys(self, now_ms: int) -> None:
         begin, end = self._keys.expired(now_ms)
@@ -66,35 +94,83 @@ class Retention:
             self._journal.delete_range(begin, end)
             self._journal.kick()
 
-    def _entries_below(self, tail: int) -> list[tuple[bytes, bytes]]:
-        """Ranges of directory and webhook entries that rest on nothing any more."""
+    def _entries_below(self, tail: int) -> tuple[list[Range], bool]:
+        """Ranges of directory and webhook entries that rest on nothing any more, and whether there
+        may be more of them."""
         ranges = []
+        more = False
         for prefix in _PREFIXES:
-            end = None
+            gone = []
             for key, value in self._store.scan(prefix, prefix + b"\xff" * 9, ENTRIES_MAX):
                 if int.from_bytes(value[:8], "big") >= tail:
+                    ranges += self._sweep(prefix, key, tail)
                     break
-                end = key + b"\0"
-            if end is not None:
-                ranges.append((prefix, end))
+                gone.append(key)
+            if gone:
+                ranges.append((prefix, gone[-1] + b"\0"))
+            more |= len(gone) == ENTRIES_MAX
+        return ranges, more
+
+    def _sweep(self, prefix: bytes, first: bytes, tail: int) -> list[Range]:
+        """The same, a few entries at a time, behind one that is needed: tasks do not end in the
+        order of their numbers, and one that waited long must not keep the entries of others."""
+        ranges: list[Range] = []
+        at = begin = max(first, self._swept.get(prefix, b""))
+        count = 0
+        for key, value in self._store.scan(at, prefix + b"\xff" * 9, SWEEP_MAX):
+            count += 1
+            at = key + b"\0"
+            if int.from_bytes(value[:8], "big") >= tail:
+                begin = at
+            elif ranges and ranges[-1][0] == begin:
+                ranges[-1] = (begin, at)
+            else:
+                ranges.append((begin, at))
+        self._swept[prefix] = at if count == SWEEP_MAX else b""
         return ranges
 
-    def _segment(self, chunks: tuple[int, int] | None) -> Mapping[int, bytes]:
-        if chunks is None:
-            return {}
-        begin, end = chunks
-        scan = self._store.scan(chunk_key(begin), chunk_key(end), CARRY_CHUNKS_MAX)
-        return {int.from_bytes(key[1:], "big"): value for key, value in scan}
+    def _chunks(self, segment: tuple[int, int] | None) -> tuple[Mapping[int, bytes], int]:
+        """The next chunks of the segment to carry, at least one, and where they end."""
+        chunks: dict[int, bytes] = {}
+        if segment is None:
+            return chunks, 0
+        begin, end = segment
+        if begin < self._carried < end:
+            begin = self._carried
+        size = 0
+        for key, value in self._store.scan(chunk_key(begin), chunk_key(end)):
+            if chunks and size + len(value) > CARRY_BYTES_MAX:
+                return chunks, max(chunks) + 1
+            size += len(value)
+            chunks[int.from_bytes(key[1:], "big")] = value
+        return chunks, 0  # the whole segment: the next look begins where it must
 
     def _found(self, found: object, now_ms: int) -> None:
+        written, self._written = self._written, []
         self._reading = False
-        if isinstance(found, BaseException):
-            raise found
-        assert isinstance(found, tuple)
-        ranges, chunks = found
-        for begin, end in ranges:
-            self._journal.delete_range(begin, end)
-        for sequence, chunk in chunks.items():
-            self._engine.carry(sequence, chunk, now_ms)
-        if ranges or chunks:
+        if not isinstance(found, Found):
+            self._journal.fail(f"read of the store failed: {found}")
+            return
+        for begin, end in found.ranges:
+            for part in _without(begin, end, written):
+                self._journal.delete_range(*part)
+        self._carried = found.end
+        try:
+            for sequence, chunk in found.chunks.items():
+                self._engine.carry(sequence, chunk, now_ms)
+        except CorruptRecord as error:
+            self._journal.fail(f"the store is damaged: {error}")
+            return
+        if found.ranges or found.chunks:
             self._journal.kick()
+        if found.more:
+            self._journal.after(lambda: None if self._reading else self._look(now_ms))
+
+
+def _without(begin: bytes, end: bytes, keys: Sequence[bytes]) -> list[Range]:
+    """The range without these keys."""
+    parts = []
+    for key in sorted(key for key in keys if begin <= key < end):
+        parts.append((begin, key))
+        begin = key + b"\0"
+    return [*parts, (begin, end)]

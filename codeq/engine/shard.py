@@ -23,7 +23,7 @@ from codeq.engine.claims import ClaimRequest, Claims, Delivery, Waiter
 from codeq.engine.clock import Clock
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
-from codeq.engine.reader import Reader
+from codeq.engine.reader import LOOKS_MAX, Reader
 from codeq.engine.recovery import recover
 from codeq.engine.retention import Retention
 from codeq.engine.store import Store
@@ -64,6 +64,7 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     commit_creates_max: int = 1_000
     commit_results_max: int = 1_000
     command_labels_max: int = 1_000
+    straggler_slack_bytes: int = 256 << 20  # dead bytes of the log for which nothing is carried
     webhooks_private: bool = False
 
 
@@ -159,6 +160,7 @@ class Shard:
                 backoff_base_ms=settings.backoff_base_seconds * 1000,
                 backoff_max_ms=settings.backoff_max_seconds * 1000,
                 command_labels_max=settings.command_labels_max,
+                straggler_slack_bytes=settings.straggler_slack_bytes,
             )
             recover(engine, store, clock, settings.num_shards, settings.lease_grace_seconds * 1000)
             return cls(settings, clock, runner, store, engine, fault)
@@ -167,8 +169,12 @@ class Shard:
             raise
 
     def close(self) -> None:
-        """Closes the store. Everything answered is on disk already; the rest was never promised."""
+        """Closes the store. Everything answered is on disk already; the rest was never promised.
+
+        The helper threads of the runner must have ended: the store cannot be closed under them.
+        """
         self.ready = False
+        self.journal.stop()
         self._stop_maintenance()
         if self._due is not None:
             self._due[1]()
@@ -267,14 +273,23 @@ class Shard:
         if claim is None:
             self.journal.after(lambda: None if waiter.cancelled else waiter.request.deliver(None))
         else:
-            self.journal.after(lambda: self._load_bodies(waiter, claim))
+            self.journal.after(lambda: self._load_bodies(waiter, claim, 1))
 
-    def _load_bodies(self, waiter: Waiter, claim: Claim) -> None:
+    def _load_bodies(self, waiter: Waiter, claim: Claim, look: int) -> None:
         missing = claim.missing()
-        if missing and not waiter.cancelled:
-            self._reader.chunks(missing, lambda chunks: self._deliver(waiter, claim, chunks))
-        else:
+        if not missing or waiter.cancelled:
             self._deliver(waiter, claim, {})
+            return
+
+        def got(chunks: Mapping[int, bytes]) -> None:
+            if chunks.keys() >= set(claim.missing()):
+                self._deliver(waiter, claim, chunks)
+            elif look < LOOKS_MAX:  # carried to another chunk meanwhile
+                self.journal.after(lambda: self._load_bodies(waiter, claim, look + 1))
+            else:
+                self.journal.fail(f"the store is damaged: of the chunks {missing} some are missing")
+
+        self._reader.chunks(missing, got)
 
     def _deliver(self, waiter: Waiter, claim: Claim, chunks: Mapping[int, bytes]) -> None:
         if waiter.cancelled:
@@ -443,16 +458,19 @@ class Shard:
         worker: str,
         subject: str,
     ) -> None:
-        seen: set[str] = set()
+        accepted = [i for i, code in enumerate(finishes.codes) if code == errors.OK]
+        seen = {finishes.id_bytes(i) for i in accepted}
         for index, view in zip(late, views, strict=True):
             if view is None:
                 finishes.refuse(index, errors.TASK_NOT_FOUND.number or 0)
-            elif view.id not in seen and _repeats(finishes.item(index), view, worker, subject):
+            elif view.id_bytes not in seen and _repeats(
+                finishes.item(index), view, worker, subject
+            ):
                 finishes.accept(index, view.ended_ms)
             else:
                 finishes.refuse(index, errors.NOT_IN_PROGRESS.number or 0)
             if view is not None:
-                seen.add(view.id)
+                seen.add(view.id_bytes)
 
     # --- reads
 
@@ -500,7 +518,9 @@ class Shard:
 
     def _take(self) -> list[tuple[bytes, bytes]]:
         self._keys.written()
-        return self.engine.take()
+        puts = self.engine.take()
+        self._retention.written(puts)
+        return puts
 
     def _arm(self) -> None:
         due_ms = self.engine.next_due_ms()
@@ -522,11 +542,16 @@ class Shard:
         self.journal.kick()
 
     def _maintain(self) -> None:
-        now_ms = self.clock.now_ms()
         self.clock.follow()
+        now_ms = self.clock.now_ms()
+        self._stop_maintenance = self._runner.at(now_ms + MAINTENANCE_MS, self._maintain)
+        due_ms = self.engine.next_due_ms()
+        if due_ms is not None and due_ms <= now_ms:  # the clock stepped past the timer
+            if self._due is not None:
+                self._due[1]()
+            self._tick()
         self._disk_full = self._store.free_bytes() < self.settings.disk_reserve_bytes
         self._retention.run(now_ms)
-        self._stop_maintenance = self._runner.at(now_ms + MAINTENANCE_MS, self._maintain)
 
 
 _ENDED = 100  # CQ_ENDED

@@ -102,15 +102,16 @@ class Store:
         deletes: Sequence[bytes] = (),
         ranges: Sequence[Deletion] = (),
     ) -> None:
-        """Writes everything as one atomic batch, not yet synced. Holds the GIL."""
+        """Writes everything as one atomic batch, not yet synced; puts come last, so that a range
+        takes none of them. Holds the GIL."""
         batch = WriteBatch(raw_mode=True)
+        for begin, end in ranges:
+            batch.delete_range(begin, end)
+        for key in deletes:
+            batch.delete(key)
         put = batch.put
         for key, value in puts:
             put(key, value)
-        for key in deletes:
-            batch.delete(key)
-        for begin, end in ranges:
-            batch.delete_range(begin, end)
         self._db.write(batch, self._write_options)
 
     def sync(self, sequence: int) -> None:

@@ -346,9 +346,12 @@ class Node:
 
     def _open_shard(self, clock: Clock) -> Shard:
         runner = LoopRunner(clock)
-        self._stops.append(runner.stop)
-        self._shard = Shard.open(shard_settings(self._config), clock, runner, self._fault)
-        self._stops.append(self._shard.close)
+        try:
+            self._shard = Shard.open(shard_settings(self._config), clock, runner, self._fault)
+        except BaseException:
+            runner.stop()
+            raise
+        self._stops += [self._shard.close, runner.stop]  # undone backwards: the threads end first
         return self._shard
 
     async def _open_streams(self, kind: str, shard: Shard, auth: Auth, in_flight: InFlight) -> None:

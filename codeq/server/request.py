@@ -68,7 +68,7 @@ class Refused(Exception):
 
 
 class ClientGone(Exception):
-    """The client went away before its request was whole; nobody can be answered."""
+    """The client went away, or sent what is no HTTP, before its request was whole."""
 
 
 def error_body(slug: str, message: str, **more: Any) -> dict[str, Any]:

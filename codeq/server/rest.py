@@ -19,6 +19,7 @@ from codeq.server.request import (
     HEADERS_BYTES_MAX,
     HEADERS_TOO_LARGE,
     INTERNAL,
+    INVALID_BODY,
     NO_ROUTE,
     UNAVAILABLE,
     ClientGone,
@@ -127,7 +128,7 @@ class RestApp:
         except CodeqError as error:
             return error_reply(error.slug, error.message)
         except ClientGone:
-            return UNAVAILABLE
+            return INVALID_BODY
         except Exception:
             log.exception("a fault in %s %s", method, path.decode("ascii", "replace"))
             return INTERNAL

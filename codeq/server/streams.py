@@ -221,7 +221,7 @@ class Session:
             kind, event = self._decode(message)
         except _wire.WireError as fault:
             self._release(1, size)
-            self.end("INVALID_ARGUMENT", f"malformed message: {fault}")
+            self.end("INVALID_ARGUMENT", str(fault))
             return
         if self._principal is None:
             self._open(kind, event, size)

@@ -1,0 +1,255 @@
+"""Changes of one line, each with a test that must notice it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """``old`` stands exactly once in ``file`` and becomes ``new``; then ``test``, a node id below
+    tests/, must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+POWER_LOSS = "test_crash.py::test_T17_power_loss_after_an_acknowledgement_loses_nothing"
+SYNC_STARTS = "self._runner.run(lambda: self._store.sync(sequence), self._synced)"
+ACK_FIRST = "(self._runner.run(sync, print), self._runner.soon(lambda: self._synced(None)))"
+MUTANTS = (
+    # --- what is promised before it is on disk
+    Mutant(
+        "ack-before-sync",
+        "codeq/engine/journal.py",
+        SYNC_STARTS,
+        ACK_FIRST.replace("sync, print", "lambda: self._store.sync(sequence), lambda _: None"),
+        "test_shard.py::test_T17_no_answer_before_the_sync_of_its_group",
+    ),
+    Mutant(
+        "ack-before-sync-seen-by-power-loss",
+        "codeq/engine/journal.py",
+        SYNC_STARTS,
+        ACK_FIRST.replace("sync, print", "lambda: self._store.sync(sequence), lambda _: None"),
+        POWER_LOSS,
+    ),
+    Mutant(
+        "sync-left-out",
+        "codeq/engine/store.py",
+        "self._db.flush_wal(True)",
+        "self._db.flush_wal(False)",
+        POWER_LOSS,
+    ),
+    Mutant(
+        "ack-before-write",
+        "codeq/engine/journal.py",
+        "        self._waiting.append(done)",
+        "        self._runner.soon(done)",
+        "test_crash.py::test_T17_kill_9_after_an_acknowledgement_loses_nothing",
+    ),
+    Mutant(
+        "deliver-before-commit",
+        "codeq/engine/shard.py",
+        "self.journal.after(lambda: self._load_bodies(waiter, claim, 1))",
+        "self._load_bodies(waiter, claim, 1)",
+        "test_stream_life.py::test_I4_no_task_is_assigned_before_its_claim_is_synced",
+    ),
+    Mutant(
+        "create-answered-before-commit",
+        "codeq/engine/shard.py",
+        "self.journal.after(lambda: done(None))",
+        "self._runner.soon(lambda: done(None))",
+        "test_stream_life.py::test_I2_no_task_is_assigned_or_acknowledged_before_its_create_is_synced",
+    ),
+    Mutant(
+        "sync-error-ignored",
+        "codeq/engine/journal.py",
+        'self.fail(f"sync of the store failed: {error}")',
+        "self._answer(self._committing)",
+        "test_faults.py::test_T6_a_failed_sync_stops_the_process_and_acknowledges_nothing",
+    ),
+    Mutant(
+        "write-error-ignored",
+        "codeq/engine/journal.py",
+        'self.fail(f"write to the store failed: {error}")',
+        "self._answer(waiting)",
+        "test_faults.py::test_T6_a_full_disk_stops_the_process_and_acknowledges_nothing",
+    ),
+    Mutant(
+        "reserve-not-kept",
+        "codeq/engine/shard.py",
+        "self._disk_full = self._store.free_bytes() < self.settings.disk_reserve_bytes",
+        "self._disk_full = self._store.free_bytes() < 0",
+        "test_faults.py::test_the_reserve_of_a_full_disk_is_kept_and_service_resumes",
+    ),
+    Mutant(
+        "synced-not-checked",
+        "codeq/engine/recovery.py",
+        "if found < synced:",
+        "if found < 0:",
+        "test_shard.py::test_a_lost_log_is_noticed",
+    ),
+    # --- removal
+    Mutant(
+        "chunk-removed-too-early",
+        "csrc/log.c",
+        "&& log->segments[gone].expires_ms <= now_ms)",
+        "&& log->segments[gone].expires_ms != now_ms)",
+        "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
+    ),
+    Mutant(
+        "chunk-removed-one-ms-early",
+        "csrc/log.c",
+        "&& log->segments[gone].expires_ms <= now_ms)",
+        "&& log->segments[gone].expires_ms <= now_ms + 1)",
+        "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
+    ),
+    Mutant(
+        "result-gone-one-ms-early",
+        "codeq/engine/reader.py",
+        "view.expires_ms <= now_ms",
+        "view.expires_ms <= now_ms + 1",
+        "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
+    ),
+    Mutant(
+        "directory-written-too-early",
+        "csrc/log.c",
+        "if (--block->open == 0)",
+        "if (--block->open == 1)",
+        "test_engine_log.py::test_closed_bucket_leaves_memory_and_its_directory_finds_every_task",
+    ),
+    Mutant(
+        "straggler-left-behind",
+        "csrc/log.c",
+        "slot->created_chunk = log->next_seq;\n    cq_segment *new",
+        "cq_segment *new",
+        "test_engine_log.py::test_T2_straggler_is_carried_and_holds_no_log",
+    ),
+    # --- keys
+    Mutant(
+        "key-not-checked-while-pending",
+        "codeq/engine/keys.py",
+        "self._open.get(hashed) or _decode(",
+        "_decode(",
+        "test_shard.py::test_I7_T28_concurrent_creates_with_one_key_make_one_task",
+    ),
+    Mutant(
+        "key-not-written",
+        "codeq/engine/shard.py",
+        "for key, value in self._keys.note(creates, fresh, now_ms):",
+        "for key, value in self._keys.note(creates, fresh, now_ms)[:0]:",
+        "test_shard.py::test_T31_keys_survive_restart_and_end_with_their_window",
+    ),
+    Mutant(
+        "key-shared-by-tenants",
+        "codeq/engine/keys.py",
+        '_hash(tenant.encode() + b"\\0" + key)',
+        "_hash(key)",
+        "test_shard.py::test_T29_two_tenants_may_use_one_key",
+    ),
+    Mutant(
+        "request-not-compared",
+        "codeq/engine/keys.py",
+        "return self._lenient or request == other",
+        "return True",
+        "test_shard.py::test_T30_same_key_with_other_content_is_refused",
+    ),
+    # --- restart
+    Mutant(
+        "lease-not-reloaded",
+        "csrc/recovery.c",
+        "slot->state = CQ_LEASED;",
+        "slot->state = CQ_READY;",
+        "test_engine_log.py::test_T14_every_lease_is_known_to_expiry_after_a_crash",
+    ),
+    Mutant(
+        "lease-timer-not-reloaded",
+        "csrc/recovery.c",
+        "cq_heap_push(&engine->due, slot->due_ms, cq_id_number(slot->id), &slot->heap_at);",
+        "if (slot->state != CQ_LEASED) cq_heap_push(&engine->due, slot->due_ms, "
+        "cq_id_number(slot->id), &slot->heap_at);",
+        "test_engine_log.py::test_T14_every_lease_is_known_to_expiry_after_a_crash",
+    ),
+    Mutant(
+        "attempts-not-reloaded",
+        "csrc/recovery.c",
+        "    slot->attempts = record->attempts;\n    slot->updated_ms = record->at_ms;\n"
+        "    return set_holder(engine, slot, record, record->tenant);",
+        "    slot->updated_ms = record->at_ms;\n"
+        "    return set_holder(engine, slot, record, record->tenant);",
+        "test_engine_log.py::test_T14_every_lease_is_known_to_expiry_after_a_crash",
+    ),
+    Mutant(
+        "id-clock-not-kept",
+        "csrc/task.c",
+        "int64_t id_ms = now_ms > engine->last_id_ms ? now_ms : engine->last_id_ms;",
+        "int64_t id_ms = now_ms;",
+        "test_engine_log.py::test_ids_are_version_7_and_sort_in_creation_order_whatever_the_clock_does",
+    ),
+    # --- attempts, leases, order
+    Mutant(
+        "attempt-not-counted",
+        "csrc/claim.c",
+        "    slot->attempts++;\n",
+        "",
+        "test_engine.py::test_T12_I5_max_attempts_is_the_number_of_deliveries",
+    ),
+    Mutant(
+        "give-back-forgets-the-attempt",
+        "csrc/task.c",
+        "return go_back(engine, slot, slot->attempts - 1, 0, slot->error, now_ms);",
+        "return go_back(engine, slot, slot->attempts, 0, slot->error, now_ms);",
+        "test_engine.py::test_T7_claim_not_delivered_returns_attempt_unused",
+    ),
+    Mutant(
+        "owner-not-checked",
+        "csrc/task.c",
+        "return owns(*slot, caller->worker, caller) ? CQ_OK : CQ_NOT_OWNER;",
+        "return CQ_OK;",
+        "test_engine.py::test_T33_I3_worker_id_opens_only_leases_of_its_own_tenant_and_name",
+    ),
+    Mutant(
+        "expiry-not-armed",
+        "codeq/engine/shard.py",
+        "self._due = (due_ms, self._runner.at(due_ms, self._tick))",
+        "self._due = (due_ms, lambda: None)",
+        "test_shard.py::test_T4_a_parked_claim_gets_a_delayed_task_when_it_is_due",
+    ),
+    Mutant(
+        "reason-of-a-nack-dropped",
+        "csrc/task.c",
+        "return go_back(engine, slot, slot->attempts, *delay_ms, error, now_ms);",
+        "return go_back(engine, slot, slot->attempts, *delay_ms, (free(error), NULL), now_ms);",
+        "test_engine.py::test_T16_nack_reason_is_kept_shown_and_cut_at_a_character",
+    ),
+    Mutant(
+        "result-twice-in-a-batch",
+        "codeq/engine/shard.py",
+        "elif view.id_bytes not in seen and _repeats(",
+        "elif _repeats(",
+        "test_shard.py::test_T10_the_same_task_twice_in_one_batch_is_accepted_once",
+    ),
+    Mutant(
+        "priority-order-reversed",
+        "csrc/queue.c",
+        "cq_heap_push(&queue->levels, rank(priority), 0, &level->heap_at);",
+        "cq_heap_push(&queue->levels, -rank(priority), 0, &level->heap_at);",
+        "test_engine.py::test_T24_I6_claim_never_empty_and_never_of_lower_priority",
+    ),
+    Mutant(
+        "priority-over-queues-reversed",
+        "csrc/claim.c",
+        "return a->priority > b->priority;",
+        "return a->priority < b->priority;",
+        "test_engine.py::test_named_queues_are_taken_in_their_order_or_by_priority",
+    ),
+    Mutant(
+        "delivered-one-ms-early",
+        "csrc/task.c",
+        "due_ms = cq_plus(now_ms, (int64_t)item->delay_seconds * 1000);",
+        "due_ms = cq_plus(now_ms, (int64_t)item->delay_seconds * 1000 - 1);",
+        "test_engine.py::test_create_due_later_is_delayed_and_run_at_wins",
+    ),
+)
