@@ -231,7 +231,8 @@ uint64_t cq_engine_digest(const cq_engine *engine)
     uint64_t digest = add(add(slots, buckets), engine->next_number);
     digest = add(add(digest, (uint64_t)engine->last_id_ms), (uint64_t)engine->live);
     digest = add(add(digest, log->next_seq), add(log->tail, log->oldest));
-    for (size_t i = 0; i < log->segment_count; i++) {
+    size_t segments = log->next_seq / CQ_SEGMENT_CHUNKS - log->first_segment + 1;
+    for (size_t i = 0; i < segments; i++) { /* one more may be reserved, and empty */
         const cq_segment *segment = &log->segments[i];
         digest = add(add(digest, segment->held), add(segment->live, (uint64_t)segment->expires_ms));
     }

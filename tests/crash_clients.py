@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import http.client
 import json
@@ -51,6 +52,7 @@ class Server:
             env={**os.environ, **settings},
         )
         self.address: dict[str, str] = {}
+        atexit.register(self.process.kill)  # when a check failed; does nothing once it has ended
 
     def wait_ready(self, seconds: float = START_SECONDS) -> bool:
         """Waits for the ready line and reads the addresses from it; False when there is none."""
@@ -118,7 +120,8 @@ def stream(address: str, method: str) -> Iterator[tuple[queue.SimpleQueue[bytes 
     """An open stream: a queue of messages to send (None half-closes) and the answers."""
     outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     with grpc.insecure_channel(address) as channel:
-        call = channel.stream_stream(method)(iter(outgoing.get, None))
+        messages: Any = iter(outgoing.get, None)
+        call: Any = channel.stream_stream(method)(messages)
         try:
             yield outgoing, call
         finally:

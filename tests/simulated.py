@@ -195,6 +195,7 @@ class Model:
         self.window_ms = settings["idempotency_window_seconds"] * 1000
         self.backoff_ms = settings["backoff_base_seconds"] * 1000
         self.tasks: dict[bytes, Task] = {}
+        self._busy: dict[bytes, None] = {}  # those that time or a worker may still change
         self.keys: dict[tuple[str, str], tuple[bytes, dict[str, Any], int]] = {}
         self.group: Callable[[], int] = lambda: 0  # number of the open one
         self._undo: list[tuple[int, dict[Any, Any], Any, Any]] = []
@@ -204,6 +205,18 @@ class Model:
     def put(self, table: dict[Any, Any], key: Any, value: Any) -> None:
         self._undo.append((self.group(), table, key, table.get(key)))
         table[key] = value
+        if table is self.tasks:
+            self._note(value)
+
+    def _note(self, task: Task) -> None:
+        if task.state in (*FINAL, GONE):
+            self._busy.pop(task.id, None)
+        else:
+            self._busy[task.id] = None
+
+    @property
+    def busy(self) -> list[Task]:
+        return [self.tasks[task_id] for task_id in self._busy]
 
     def set(self, task: Task, **fields: Any) -> None:
         self.put(self.tasks, task.id, task._replace(**fields))
@@ -217,9 +230,12 @@ class Model:
                 else:
                     table[key] = old
         self._undo.clear()
+        self._busy.clear()
+        for task in self.tasks.values():
+            self._note(task)
 
     def restarted(self, now_ms: int, grace_ms: int) -> None:
-        for task in list(self.tasks.values()):
+        for task in self.busy:
             if task.state == DELAYED and task.due_ms <= now_ms:
                 self.set(task, state=READY, due_ms=0)
             elif task.state == LEASED:
@@ -238,7 +254,7 @@ class Model:
         return None if task is None or (task.expires_ms and task.expires_ms <= now_ms) else task
 
     def ready(self, tenant: str, commands: Sequence[str] | None, in_order: bool) -> list[Task]:
-        tasks = [t for t in self.tasks.values() if t.state == READY and t.tenant == tenant]
+        tasks = [t for t in self.busy if t.state == READY and t.tenant == tenant]
         tasks.sort(key=lambda t: (-t.priority, t.number))
         if commands is None:
             return tasks
@@ -247,9 +263,7 @@ class Model:
         return [t for command in dict.fromkeys(commands) for t in tasks if t.command == command]
 
     def stats(self, tenant: str, command: str) -> tuple[int, ...]:
-        states = [
-            t.state for t in self.tasks.values() if (t.tenant, t.command) == (tenant, command)
-        ]
+        states = [t.state for t in self.busy if (t.tenant, t.command) == (tenant, command)]
         return tuple(states.count(state) for state in (READY, DELAYED, LEASED, DEAD))
 
     # --- transitions
@@ -287,7 +301,7 @@ class Model:
         )
 
     def of_claim(self, claim: object) -> list[Task]:
-        return [t for t in self.tasks.values() if t.state == LEASED and t.claim is claim]
+        return [t for t in self.busy if t.state == LEASED and t.claim is claim]
 
     def check(self, task: Task | None, worker: str, subject: str, attempt: int) -> int:
         if task is None:
@@ -327,7 +341,7 @@ class Model:
     def tick(self, now_ms: int) -> int:
         self.now_ms = now_ms
         moved = 0
-        for task in list(self.tasks.values()):
+        for task in self.busy:
             if task.state == DELAYED and task.due_ms <= now_ms:
                 self.set(task, state=READY, due_ms=0)
             elif task.state == DEAD and task.expires_ms <= now_ms:
@@ -356,9 +370,15 @@ class Watched:
         self._model = model
         self._claimed = claimed
         self.specs: dict[int, list[dict[str, Any]]] = {}  # of batches, by identity
+        self.looked: dict[bytes, list[Task]] = {}  # what a task was whenever a reader looked
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+    def view(self, task_id: bytes, tenant: bytes) -> Any:
+        if task_id in self._model.tasks:
+            self.looked.setdefault(task_id, []).append(self._model.tasks[task_id])
+        return self.real.view(task_id, tenant)
 
     def create(self, creates: Any, tenant: bytes, now_ms: int, begin: int, end: int) -> int:
         made = int(self.real.create(creates, tenant, now_ms, begin, end))

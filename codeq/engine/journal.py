@@ -71,6 +71,7 @@ class Journal:
         self._fault = fault
         self._sync = sync
         self._puts: list[tuple[bytes, bytes]] = []
+        self._deletes: list[bytes] = []
         self._ranges: list[tuple[bytes, bytes]] = []
         self._waiting: list[Done] = []
         self._committing: list[Done] = []
@@ -88,6 +89,10 @@ class Journal:
     def put(self, key: bytes, value: bytes) -> None:
         """Adds one entry of the shard's own to the open group."""
         self._puts.append((key, value))
+
+    def delete(self, key: bytes) -> None:
+        """Removes one key with the open group."""
+        self._deletes.append(key)
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
         """Removes the keys in [begin, end) with the open group."""
@@ -113,7 +118,8 @@ class Journal:
         return 0.0 if self._sync_began_s is None else self._clock.monotonic_s() - self._sync_began_s
 
     def stop(self) -> None:
-        """Nothing is written or answered from now on; what helper threads still report is dropped."""
+        """Nothing is written or answered from now on; what helper threads still report is
+        dropped."""
         self._broken = True
 
     def fail(self, message: str) -> None:
@@ -139,17 +145,17 @@ class Journal:
             return
         self._scheduled = self._wanted = False
         puts += self._puts
-        ranges = self._ranges
-        waiting = self._waiting
-        self._puts, self._ranges, self._waiting = [], [], []
-        if not puts and not ranges:
+        deletes, ranges, waiting = self._deletes, self._ranges, self._waiting
+        self._puts, self._deletes, self._ranges, self._waiting = [], [], [], []
+        if not puts and not deletes and not ranges:
             self._answer(waiting)
             return
-        self._write(puts, ranges, waiting)
+        self._write(puts, deletes, ranges, waiting)
 
     def _write(
         self,
         puts: Sequence[tuple[bytes, bytes]],
+        deletes: Sequence[bytes],
         ranges: Sequence[tuple[bytes, bytes]],
         waiting: list[Done],
     ) -> None:
@@ -157,7 +163,7 @@ class Journal:
         self._write_began_s = self._clock.monotonic_s()
         point("before-write")
         try:
-            self._store.write(puts, (), ranges)
+            self._store.write(puts, deletes, ranges)
             sequence = self._store.sequence()
         except Exception as error:  # rocksdict raises bare Exception
             self.fail(f"write to the store failed: {error}")

@@ -77,7 +77,7 @@ class Reader:
     def _get(self, keys: list[bytes], done: Callable[[Sequence[bytes | None]], None]) -> None:
         def got(result: object) -> None:
             if isinstance(result, BaseException):
-                self._journal.fail(f"read of the store failed: {result}")
+                self._journal.fail(f"a read failed: {result}")
                 return
             assert isinstance(result, list)
             try:

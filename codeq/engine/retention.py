@@ -8,7 +8,7 @@ the tail. A range of them is found while others may be written into it: those ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from codeq.engine._engine import CorruptRecord, Engine
@@ -35,6 +35,7 @@ class Found(NamedTuple):
     """What one look at the store brought."""
 
     ranges: list[Range]
+    keys: list[bytes]
     more: bool  # entries are left to look at
     chunks: Mapping[int, bytes]  # to carry
     end: int  # sequence behind the last of them
@@ -53,7 +54,7 @@ class Retention:
         self._keys = keys
         self._reading = False
         self._swept: dict[bytes, bytes] = {}  # by prefix: where the next sweep begins
-        self._written: list[bytes] = []  # keys of entries written since the look began
+        self._written: set[bytes] = set()  # keys of entries written since the look began
         self._carried = 0  # sequence up to which the oldest segment has been carried
         self._keys_end = b""
 
@@ -73,19 +74,20 @@ class Retention:
     def written(self, puts: Sequence[tuple[bytes, bytes]]) -> None:
         """These are written with the open group."""
         if self._reading:
-            self._written += [key for key, _ in puts if key[:1] in _PREFIXES]
+            self._written.update(key for key, _ in puts if key[:1] in _PREFIXES)
 
     def _look(self, now_ms: int) -> None:
         self._reading = True
         tail = self._engine.tail
         segment = self._engine.straggler_chunks()
+        self._journal.kick()  # asking may have closed the last bucket
         self._runner.read(
             lambda: self._read(tail, segment), lambda found: self._found(found, now_ms)
         )
 
     def _read(self, tail: int, segment: tuple[int, int] | None) -> Found:
-        ranges, more = self._entries_below(tail)
-        return Found(ranges, more, *self._chunks(segment))
+        ranges, keys, more = self._entries_below(tail)
+        return Found(ranges, keys, more, *self._chunks(segment))
 
     def _remove_keys(self, now_ms: int) -> None:
         begin, end = self._keys.expired(now_ms)
@@ -94,40 +96,31 @@ class Retention:
             self._journal.delete_range(begin, end)
             self._journal.kick()
 
-    def _entries_below(self, tail: int) -> tuple[list[Range], bool]:
-        """Ranges of directory and webhook entries that rest on nothing any more, and whether there
-        may be more of them."""
+    def _entries_below(self, tail: int) -> tuple[list[Range], list[bytes], bool]:
+        """Ranges and keys of directory and webhook entries that rest on nothing any more, and
+        whether there may be more of them."""
         ranges = []
+        keys: list[bytes] = []
         more = False
         for prefix in _PREFIXES:
             gone = []
             for key, value in self._store.scan(prefix, prefix + b"\xff" * 9, ENTRIES_MAX):
                 if int.from_bytes(value[:8], "big") >= tail:
-                    ranges += self._sweep(prefix, key, tail)
+                    keys += self._sweep(prefix, key, tail)
                     break
                 gone.append(key)
             if gone:
                 ranges.append((prefix, gone[-1] + b"\0"))
             more |= len(gone) == ENTRIES_MAX
-        return ranges, more
+        return ranges, keys, more
 
-    def _sweep(self, prefix: bytes, first: bytes, tail: int) -> list[Range]:
+    def _sweep(self, prefix: bytes, first: bytes, tail: int) -> list[bytes]:
         """The same, a few entries at a time, behind one that is needed: tasks do not end in the
         order of their numbers, and one that waited long must not keep the entries of others."""
-        ranges: list[Range] = []
-        at = begin = max(first, self._swept.get(prefix, b""))
-        count = 0
-        for key, value in self._store.scan(at, prefix + b"\xff" * 9, SWEEP_MAX):
-            count += 1
-            at = key + b"\0"
-            if int.from_bytes(value[:8], "big") >= tail:
-                begin = at
-            elif ranges and ranges[-1][0] == begin:
-                ranges[-1] = (begin, at)
-            else:
-                ranges.append((begin, at))
-        self._swept[prefix] = at if count == SWEEP_MAX else b""
-        return ranges
+        begin = max(first, self._swept.get(prefix, b""))
+        seen = list(self._store.scan(begin, prefix + b"\xff" * 9, SWEEP_MAX))
+        self._swept[prefix] = seen[-1][0] + b"\0" if len(seen) == SWEEP_MAX else b""
+        return [key for key, value in seen if int.from_bytes(value[:8], "big") < tail]
 
     def _chunks(self, segment: tuple[int, int] | None) -> tuple[Mapping[int, bytes], int]:
         """The next chunks of the segment to carry, at least one, and where they end."""
@@ -146,14 +139,17 @@ class Retention:
         return chunks, 0  # the whole segment: the next look begins where it must
 
     def _found(self, found: object, now_ms: int) -> None:
-        written, self._written = self._written, []
+        written, self._written = self._written, set()
         self._reading = False
         if not isinstance(found, Found):
-            self._journal.fail(f"read of the store failed: {found}")
+            self._journal.fail(f"a look for what may go failed: {found}")
             return
         for begin, end in found.ranges:
             for part in _without(begin, end, written):
                 self._journal.delete_range(*part)
+        for key in found.keys:
+            if key not in written:
+                self._journal.delete(key)
         self._carried = found.end
         try:
             for sequence, chunk in found.chunks.items():
@@ -161,13 +157,13 @@ class Retention:
         except CorruptRecord as error:
             self._journal.fail(f"the store is damaged: {error}")
             return
-        if found.ranges or found.chunks:
+        if found.ranges or found.keys or found.chunks:
             self._journal.kick()
         if found.more:
             self._journal.after(lambda: None if self._reading else self._look(now_ms))
 
 
-def _without(begin: bytes, end: bytes, keys: Sequence[bytes]) -> list[Range]:
+def _without(begin: bytes, end: bytes, keys: Collection[bytes]) -> list[Range]:
     """The range without these keys."""
     parts = []
     for key in sorted(key for key in keys if begin <= key < end):

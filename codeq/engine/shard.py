@@ -27,6 +27,7 @@ from codeq.engine.reader import LOOKS_MAX, Reader
 from codeq.engine.recovery import recover
 from codeq.engine.retention import Retention
 from codeq.engine.store import Store
+from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.shard")
 
@@ -224,7 +225,11 @@ class Shard:
             for index, code in enumerate(creates.codes[begin:end], begin):
                 if code == errors.OK:
                     creates.refuse(index, errors.UNAVAILABLE.number or 0)
-        fresh = self._keys.resolve(creates, tenant, now_ms, begin, end)
+        try:
+            fresh = self._keys.resolve(creates, tenant, now_ms, begin, end)
+        except StoreError as error:
+            self.journal.fail(error.message)
+            return
         self.engine.create(creates, tenant.encode(), now_ms, begin, end)
         for key, value in self._keys.note(creates, fresh, now_ms):
             self.journal.put(key, value)

@@ -125,8 +125,11 @@ class Store:
         os.pwrite(self._synced_fd, _SYNCED.pack(sequence, sequence ^ ((1 << 64) - 1)), 0)
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
-        """The values of the keys, None where absent. Releases the GIL."""
-        found: list[bytes | None] = self._db.get(keys) if keys else []
+        """The values of the keys, None where absent. Releases the GIL. Raises StoreError."""
+        try:
+            found: list[bytes | None] = self._db.get(keys) if keys else []
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(f"read of the store failed: {error}") from error
         return found
 
     def scan(self, begin: bytes, end: bytes, limit: int = 0) -> Iterator[tuple[bytes, bytes]]:

@@ -18,21 +18,24 @@ class Mutant(NamedTuple):
 
 POWER_LOSS = "test_crash.py::test_T17_power_loss_after_an_acknowledgement_loses_nothing"
 SYNC_STARTS = "self._runner.run(lambda: self._store.sync(sequence), self._synced)"
-ACK_FIRST = "(self._runner.run(sync, print), self._runner.soon(lambda: self._synced(None)))"
+ACK_FIRST = (
+    "(self._runner.run(lambda: self._store.sync(sequence), lambda _: None), "
+    "self._runner.soon(lambda: self._synced(None)))"
+)
 MUTANTS = (
     # --- what is promised before it is on disk
     Mutant(
         "ack-before-sync",
         "codeq/engine/journal.py",
         SYNC_STARTS,
-        ACK_FIRST.replace("sync, print", "lambda: self._store.sync(sequence), lambda _: None"),
+        ACK_FIRST,
         "test_shard.py::test_T17_no_answer_before_the_sync_of_its_group",
     ),
     Mutant(
         "ack-before-sync-seen-by-power-loss",
         "codeq/engine/journal.py",
         SYNC_STARTS,
-        ACK_FIRST.replace("sync, print", "lambda: self._store.sync(sequence), lambda _: None"),
+        ACK_FIRST,
         POWER_LOSS,
     ),
     Mutant(
@@ -61,7 +64,8 @@ MUTANTS = (
         "codeq/engine/shard.py",
         "self.journal.after(lambda: done(None))",
         "self._runner.soon(lambda: done(None))",
-        "test_stream_life.py::test_I2_no_task_is_assigned_or_acknowledged_before_its_create_is_synced",
+        "test_stream_life.py::"
+        "test_I2_no_task_is_assigned_or_acknowledged_before_its_create_is_synced",
     ),
     Mutant(
         "sync-error-ignored",
@@ -111,7 +115,7 @@ MUTANTS = (
         "codeq/engine/reader.py",
         "view.expires_ms <= now_ms",
         "view.expires_ms <= now_ms + 1",
-        "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
+        "test_removal.py::test_T3_results_can_be_read_up_to_the_last_millisecond",
     ),
     Mutant(
         "directory-written-too-early",
@@ -186,7 +190,8 @@ MUTANTS = (
         "csrc/task.c",
         "int64_t id_ms = now_ms > engine->last_id_ms ? now_ms : engine->last_id_ms;",
         "int64_t id_ms = now_ms;",
-        "test_engine_log.py::test_ids_are_version_7_and_sort_in_creation_order_whatever_the_clock_does",
+        "test_engine_log.py::"
+        "test_ids_are_version_7_and_sort_in_creation_order_whatever_the_clock_does",
     ),
     # --- attempts, leases, order
     Mutant(
@@ -194,6 +199,13 @@ MUTANTS = (
         "csrc/claim.c",
         "    slot->attempts++;\n",
         "",
+        "test_engine.py::test_claim_leases_and_counts_an_attempt",
+    ),
+    Mutant(
+        "one-attempt-too-many",
+        "csrc/task.c",
+        "if (slot->attempts >= slot->max_attempts) {\n        status = end(",
+        "if (slot->attempts > slot->max_attempts) {\n        status = end(",
         "test_engine.py::test_T12_I5_max_attempts_is_the_number_of_deliveries",
     ),
     Mutant(
@@ -215,7 +227,7 @@ MUTANTS = (
         "codeq/engine/shard.py",
         "self._due = (due_ms, self._runner.at(due_ms, self._tick))",
         "self._due = (due_ms, lambda: None)",
-        "test_shard.py::test_T4_a_parked_claim_gets_a_delayed_task_when_it_is_due",
+        "test_timers.py::test_T23_a_delayed_task_reaches_a_waiting_claim_at_its_millisecond",
     ),
     Mutant(
         "reason-of-a-nack-dropped",

@@ -79,14 +79,19 @@ static int (*real_ftruncate)(int, off_t);
 static int (*real_rename)(const char *, const char *);
 static int (*real_unlink)(const char *);
 
-static int error_of(const char *name) {
-    if (strcmp(name, "ENOSPC") == 0) return ENOSPC;
-    if (strcmp(name, "EMFILE") == 0) return EMFILE;
-    if (strcmp(name, "EROFS") == 0) return EROFS;
+static int error_of(const char *name)
+{
+    if (strcmp(name, "ENOSPC") == 0)
+        return ENOSPC;
+    if (strcmp(name, "EMFILE") == 0)
+        return EMFILE;
+    if (strcmp(name, "EROFS") == 0)
+        return EROFS;
     return EIO;
 }
 
-static void read_fault(const char *text) {
+static void read_fault(const char *text)
+{
     char error[16] = "", sticky = 0;
     int used = 0;
     if (sscanf(text, "%15[^:]:%15[^:]:%ld%n", fault.call, error, &fault.count, &used) < 3) {
@@ -97,19 +102,24 @@ static void read_fault(const char *text) {
     sticky = *text;
     fault.sticky = sticky == '+';
     text += fault.sticky;
-    if (*text == ':') snprintf(fault.part, sizeof fault.part, "%s", text + 1);
+    if (*text == ':')
+        snprintf(fault.part, sizeof fault.part, "%s", text + 1);
     fault.error = error_of(error);
 }
 
-static void copy_setting(char *into, const char *name) {
+static void copy_setting(char *into, const char *name)
+{
     const char *value = getenv(name);
-    if (value) snprintf(into, PATH_MAX, "%s", value);
+    if (value)
+        snprintf(into, PATH_MAX, "%s", value);
 }
 
 /* Finds the real calls and reads the settings; once, at the first call or at the start. */
-__attribute__((constructor)) static void begin(void) {
+__attribute__((constructor)) static void begin(void)
+{
     const char *path = getenv("SHIM_NOTES"), *text;
-    if (real_openat) return;
+    if (real_openat)
+        return;
     *(void **)&real_openat = dlsym(RTLD_NEXT, "openat64");
     *(void **)&real_close = dlsym(RTLD_NEXT, "close");
     *(void **)&real_write = dlsym(RTLD_NEXT, "write");
@@ -126,146 +136,191 @@ __attribute__((constructor)) static void begin(void) {
     copy_setting(armed, "SHIM_ARMED");
     folder_length = strlen(folder);
     saved_count = (unsigned)getpid() * 100000U;
-    if (path) notes = real_openat(AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    if ((text = getenv("SHIM_FAULT")) && *text) read_fault(text);
-    if ((text = getenv("SHIM_SLOW_US"))) slow_us = (useconds_t)atol(text);
+    if (path)
+        notes = real_openat(AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if ((text = getenv("SHIM_FAULT")) && *text)
+        read_fault(text);
+    if ((text = getenv("SHIM_SLOW_US")))
+        slow_us = (useconds_t)atol(text);
 }
 
-__attribute__((format(printf, 1, 2))) static void note(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static void note(const char *format, ...)
+{
     char line[1024];
     va_list given;
-    if (notes < 0) return;
+    if (notes < 0)
+        return;
     va_start(given, format);
     int length = vsnprintf(line, sizeof line, format, given);
     va_end(given);
-    if (length > 0 && real_write(notes, line, (size_t)length) != length) abort();
+    if (length > 0 && real_write(notes, line, (size_t)length) != length)
+        abort();
 }
 
 /* The name inside the folder, or NULL when the path leads elsewhere. Only plain absolute paths. */
-static const char *inside(const char *path) {
-    if (!folder_length || strncmp(path, folder, folder_length) != 0) return NULL;
+static const char *inside(const char *path)
+{
+    if (!folder_length || strncmp(path, folder, folder_length) != 0)
+        return NULL;
     path += folder_length;
-    while (*path == '/') path++;
+    while (*path == '/')
+        path++;
     return *path && !strchr(path, '/') ? path : NULL;
 }
 
-static bool is_folder(const char *path) {
+static bool is_folder(const char *path)
+{
     size_t length = strlen(path);
-    while (length > 1 && path[length - 1] == '/') length--;
+    while (length > 1 && path[length - 1] == '/')
+        length--;
     return folder_length && length == folder_length && strncmp(path, folder, length) == 0;
 }
 
 /* Whether this call is the one that must fail; errno is set then. */
-static bool strikes(const char *call, const char *name) {
-    if (!fault.count || strcmp(fault.call, call) != 0) return false;
-    if (fault.part[0] && !strstr(name, fault.part)) return false;
-    if (armed[0] && access(armed, F_OK) != 0) return false;
+static bool strikes(const char *call, const char *name)
+{
+    if (!fault.count || strcmp(fault.call, call) != 0)
+        return false;
+    if (fault.part[0] && !strstr(name, fault.part))
+        return false;
+    if (armed[0] && access(armed, F_OK) != 0)
+        return false;
     pthread_mutex_lock(&lock);
     bool now = fault.count == 1;
-    if (fault.count > 1) fault.count--;
-    else if (!fault.sticky) fault.count = 0;
+    if (fault.count > 1)
+        fault.count--;
+    else if (!fault.sticky)
+        fault.count = 0;
     pthread_mutex_unlock(&lock);
-    if (now) errno = fault.error;
+    if (now)
+        errno = fault.error;
     return now;
 }
 
-static struct file *watched(int fd) { return fd >= 0 && fd < FDS_MAX ? by_fd[fd] : NULL; }
+static struct file *watched(int fd)
+{
+    return fd >= 0 && fd < FDS_MAX ? by_fd[fd] : NULL;
+}
 
 /* The entry of an inode, a new one when it is not known; aborts when there are too many. */
-static struct file *entry(uint64_t inode) {
+static struct file *entry(uint64_t inode)
+{
     for (size_t i = 0; i < FILES_MAX; i++) {
         struct file *file = &files[(inode + i) % FILES_MAX];
         if (!file->inode) {
             file->inode = inode;
             file->undo = -1;
         }
-        if (file->inode == inode) return file;
+        if (file->inode == inode)
+            return file;
     }
     abort();
 }
 
-static void drop_undo(struct file *file) {
+static void drop_undo(struct file *file)
+{
     char path[PATH_MAX + 32];
-    if (file->undo >= 0) real_close(file->undo);
+    if (file->undo >= 0)
+        real_close(file->undo);
     file->undo = -1;
     file->undone = 0;
     snprintf(path, sizeof path, "%s/%llu", undo_folder, (unsigned long long)file->inode);
     real_unlink(path);
 }
 
-static void opened(int fd, const char *name, bool writes, bool is_new) {
+static void opened(int fd, const char *name, bool writes, bool is_new)
+{
     struct stat stat;
-    if (fd < 0 || fd >= FDS_MAX || fstat(fd, &stat) != 0) return;
+    if (fd < 0 || fd >= FDS_MAX || fstat(fd, &stat) != 0)
+        return;
     struct file *file = entry(stat.st_ino);
     snprintf(file->name, sizeof file->name, "%s", name);
     by_fd[fd] = file;
-    if (is_new) note("make %llu %s\n", (unsigned long long)file->inode, name);
-    if (!writes) return;
+    if (is_new)
+        note("make %llu %s\n", (unsigned long long)file->inode, name);
+    if (!writes)
+        return;
     drop_undo(file);
     file->end = 0;
     file->before = stat.st_size;
     note("open %llu %lld\n", (unsigned long long)file->inode, (long long)stat.st_size);
 }
 
-static int open_watched(int at, const char *path, int flags, mode_t mode) {
+static int open_watched(int at, const char *path, int flags, mode_t mode)
+{
     begin();
     const char *name = inside(path);
     struct stat stat;
     if (!name) {
         int fd = real_openat(at, path, flags, mode);
-        if (fd >= 0 && fd < FDS_MAX && is_folder(path)) folder_fd[fd] = true;
+        if (fd >= 0 && fd < FDS_MAX && is_folder(path))
+            folder_fd[fd] = true;
         return fd;
     }
-    if (strikes("open", name)) return -1;
+    if (strikes("open", name))
+        return -1;
     pthread_mutex_lock(&lock);
     bool is_new = (flags & O_CREAT) && lstat(path, &stat) != 0;
     int fd = real_openat(at, path, flags, mode);
     int error = errno;
-    if (fd >= 0) opened(fd, name, (flags & O_ACCMODE) != O_RDONLY, is_new);
+    if (fd >= 0)
+        opened(fd, name, (flags & O_ACCMODE) != O_RDONLY, is_new);
     pthread_mutex_unlock(&lock);
     errno = error;
     return fd;
 }
 
 /* Keeps the bytes of the file that a write to [from, from + size) replaces. */
-static void keep(int fd, struct file *file, int64_t from, size_t size) {
+static void keep(int fd, struct file *file, int64_t from, size_t size)
+{
     char buffer[65536], path[PATH_MAX + 32];
     int64_t end = from + (int64_t)size;
-    if (end > file->before) end = file->before;
-    if (from < file->undone) from = file->undone;
-    if (from >= end || !undo_folder[0]) return;
+    if (end > file->before)
+        end = file->before;
+    if (from < file->undone)
+        from = file->undone;
+    if (from >= end || !undo_folder[0])
+        return;
     if (file->undo < 0) {
         snprintf(path, sizeof path, "%s/%llu", undo_folder, (unsigned long long)file->inode);
         file->undo = real_openat(AT_FDCWD, path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-        if (file->undo < 0) abort();
+        if (file->undo < 0)
+            abort();
     }
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     int source = real_openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-    if (source < 0) abort();
+    if (source < 0)
+        abort();
     while (from < end) {
         size_t want = (size_t)(end - from) < sizeof buffer ? (size_t)(end - from) : sizeof buffer;
         ssize_t got = pread(source, buffer, want, from);
-        if (got <= 0 || real_pwrite(file->undo, buffer, (size_t)got, from) != got) abort();
+        if (got <= 0 || real_pwrite(file->undo, buffer, (size_t)got, from) != got)
+            abort();
         from += got;
     }
     file->undone = end;
     real_close(source);
 }
 
-static size_t bytes_of(const struct iovec *parts, int count) {
+static size_t bytes_of(const struct iovec *parts, int count)
+{
     size_t size = 0;
-    for (int i = 0; i < count; i++) size += parts[i].iov_len;
+    for (int i = 0; i < count; i++)
+        size += parts[i].iov_len;
     return size;
 }
 
 /* One write in any of its forms; offset -1 = at the position of the descriptor. */
-static ssize_t write_watched(int fd, const struct iovec *parts, int count, off_t offset) {
+static ssize_t write_watched(int fd, const struct iovec *parts, int count, off_t offset)
+{
     struct file *file = watched(fd);
     if (!file) {
-        if (offset < 0) return real_writev(fd, parts, count);
+        if (offset < 0)
+            return real_writev(fd, parts, count);
         return real_pwritev(fd, parts, count, offset);
     }
-    if (strikes("write", file->name)) return -1;
+    if (strikes("write", file->name))
+        return -1;
     pthread_mutex_lock(&lock);
     off_t from = offset;
     if (offset < 0) {
@@ -273,42 +328,52 @@ static ssize_t write_watched(int fd, const struct iovec *parts, int count, off_t
         from = appends ? lseek(fd, 0, SEEK_END) : lseek(fd, 0, SEEK_CUR);
     }
     keep(fd, file, from, bytes_of(parts, count));
-    ssize_t done = offset < 0 ? real_writev(fd, parts, count)
-                              : real_pwritev(fd, parts, count, offset);
+    ssize_t done =
+        offset < 0 ? real_writev(fd, parts, count) : real_pwritev(fd, parts, count, offset);
     int error = errno;
-    if (done > 0 && from + done > file->end) file->end = from + done;
+    if (done > 0 && from + done > file->end)
+        file->end = from + done;
     pthread_mutex_unlock(&lock);
     errno = error;
     return done;
 }
 
-static int sync_watched(int fd, int (*real)(int)) {
+static int sync_watched(int fd, int (*real)(int))
+{
     if (fd >= 0 && fd < FDS_MAX && folder_fd[fd]) {
         int failed = real(fd);
-        if (!failed) note("folder\n");
+        if (!failed)
+            note("folder\n");
         return failed;
     }
     struct file *file = watched(fd);
-    if (!file) return real(fd);
-    if (slow_us) usleep(slow_us);
-    if (strikes("fsync", file->name)) return -1;
+    if (!file)
+        return real(fd);
+    if (slow_us)
+        usleep(slow_us);
+    if (strikes("fsync", file->name))
+        return -1;
     pthread_mutex_lock(&lock);
     int64_t end = file->end; /* what is written while the sync runs may miss it */
     pthread_mutex_unlock(&lock);
     int failed = real(fd);
-    if (!failed) note("sync %llu %lld\n", (unsigned long long)file->inode, (long long)end);
+    if (!failed)
+        note("sync %llu %lld\n", (unsigned long long)file->inode, (long long)end);
     return failed;
 }
 
 /* Links the file of this name into SHIM_UNDO; writes "-" when there is none. */
-static void save(const char *path, char *name, size_t size) {
+static void save(const char *path, char *name, size_t size)
+{
     char to[PATH_MAX + 32];
     snprintf(name, size, "saved-%u", saved_count++);
     snprintf(to, sizeof to, "%s/%s", undo_folder, name);
-    if (!undo_folder[0] || link(path, to) != 0) snprintf(name, size, "-");
+    if (!undo_folder[0] || link(path, to) != 0)
+        snprintf(name, size, "-");
 }
 
-int open(const char *path, int flags, ...) {
+int open(const char *path, int flags, ...)
+{
     va_list given;
     va_start(given, flags);
     mode_t mode = va_arg(given, mode_t);
@@ -316,7 +381,8 @@ int open(const char *path, int flags, ...) {
     return open_watched(AT_FDCWD, path, flags, mode);
 }
 
-int open64(const char *path, int flags, ...) {
+int open64(const char *path, int flags, ...)
+{
     va_list given;
     va_start(given, flags);
     mode_t mode = va_arg(given, mode_t);
@@ -324,7 +390,8 @@ int open64(const char *path, int flags, ...) {
     return open_watched(AT_FDCWD, path, flags, mode);
 }
 
-int openat(int at, const char *path, int flags, ...) {
+int openat(int at, const char *path, int flags, ...)
+{
     va_list given;
     va_start(given, flags);
     mode_t mode = va_arg(given, mode_t);
@@ -332,7 +399,8 @@ int openat(int at, const char *path, int flags, ...) {
     return open_watched(at, path, flags, mode);
 }
 
-int openat64(int at, const char *path, int flags, ...) {
+int openat64(int at, const char *path, int flags, ...)
+{
     va_list given;
     va_start(given, flags);
     mode_t mode = va_arg(given, mode_t);
@@ -340,11 +408,13 @@ int openat64(int at, const char *path, int flags, ...) {
     return open_watched(at, path, flags, mode);
 }
 
-int creat(const char *path, mode_t mode) {
+int creat(const char *path, mode_t mode)
+{
     return open_watched(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);
 }
 
-int close(int fd) {
+int close(int fd)
+{
     begin();
     if (fd >= 0 && fd < FDS_MAX) {
         by_fd[fd] = NULL;
@@ -353,45 +423,61 @@ int close(int fd) {
     return real_close(fd);
 }
 
-ssize_t write(int fd, const void *bytes, size_t size) {
+ssize_t write(int fd, const void *bytes, size_t size)
+{
     begin();
     struct iovec part = {(void *)bytes, size};
     return watched(fd) ? write_watched(fd, &part, 1, -1) : real_write(fd, bytes, size);
 }
 
-ssize_t pwrite(int fd, const void *bytes, size_t size, off_t offset) {
+ssize_t pwrite(int fd, const void *bytes, size_t size, off_t offset)
+{
     struct iovec part = {(void *)bytes, size};
     return watched(fd) ? write_watched(fd, &part, 1, offset) : real_pwrite(fd, bytes, size, offset);
 }
 
-ssize_t pwrite64(int fd, const void *bytes, size_t size, off64_t offset) {
+ssize_t pwrite64(int fd, const void *bytes, size_t size, off64_t offset)
+{
     return pwrite(fd, bytes, size, offset);
 }
 
-ssize_t writev(int fd, const struct iovec *parts, int count) {
+ssize_t writev(int fd, const struct iovec *parts, int count)
+{
     return write_watched(fd, parts, count, -1);
 }
 
-ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t offset) {
+ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t offset)
+{
     return write_watched(fd, parts, count, offset);
 }
 
-ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t offset) {
+ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t offset)
+{
     return write_watched(fd, parts, count, offset);
 }
 
-int fsync(int fd) { return sync_watched(fd, real_fsync); }
+int fsync(int fd)
+{
+    return sync_watched(fd, real_fsync);
+}
 
-int fdatasync(int fd) { return sync_watched(fd, real_fdatasync); }
+int fdatasync(int fd)
+{
+    return sync_watched(fd, real_fdatasync);
+}
 
-int ftruncate(int fd, off_t size) {
+int ftruncate(int fd, off_t size)
+{
     struct file *file = watched(fd);
-    if (!file) return real_ftruncate(fd, size);
+    if (!file)
+        return real_ftruncate(fd, size);
     pthread_mutex_lock(&lock);
     int failed = real_ftruncate(fd, size), error = errno;
     if (!failed) {
-        if (size < file->end) file->end = size;
-        if (size < file->before) file->before = size;
+        if (size < file->end)
+            file->end = size;
+        if (size < file->before)
+            file->before = size;
         note("cut %llu %lld\n", (unsigned long long)file->inode, (long long)size);
     }
     pthread_mutex_unlock(&lock);
@@ -399,13 +485,18 @@ int ftruncate(int fd, off_t size) {
     return failed;
 }
 
-int ftruncate64(int fd, off64_t size) { return ftruncate(fd, size); }
+int ftruncate64(int fd, off64_t size)
+{
+    return ftruncate(fd, size);
+}
 
-int rename(const char *from, const char *to) {
+int rename(const char *from, const char *to)
+{
     const char *old = inside(from), *name = inside(to);
     char saved[32];
     struct stat stat;
-    if (!old || !name) return real_rename(from, to);
+    if (!old || !name)
+        return real_rename(from, to);
     pthread_mutex_lock(&lock);
     save(to, saved, sizeof saved);
     int failed = real_rename(from, to), error = errno;
@@ -421,14 +512,17 @@ int rename(const char *from, const char *to) {
     return failed;
 }
 
-int unlink(const char *path) {
+int unlink(const char *path)
+{
     const char *name = inside(path);
     char saved[32];
-    if (!name) return real_unlink(path);
+    if (!name)
+        return real_unlink(path);
     pthread_mutex_lock(&lock);
     save(path, saved, sizeof saved);
     int failed = real_unlink(path), error = errno;
-    if (!failed) note("remove %s %s\n", name, saved);
+    if (!failed)
+        note("remove %s %s\n", name, saved);
     pthread_mutex_unlock(&lock);
     errno = error;
     return failed;
