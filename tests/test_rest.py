@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -544,9 +545,7 @@ def test_T54_a_fault_reveals_nothing(
     assert "the secret of the house" in caplog.text
 
 
-def test_creates_are_refused_while_claims_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_creates_are_refused_while_claims_go_on(tmp_path: Path) -> None:
     async def check(node: RestNode, client: httpx.AsyncClient) -> None:
         body = {"command": "job", "payload": 1}
         await client.post("/tasks", json=body)
@@ -566,6 +565,18 @@ def test_creates_are_refused_while_claims_go_on(
         assert done.status_code == 200
 
     in_node(tmp_path, check)
+
+
+def test_T54_an_early_refusal_reaches_a_client_that_is_still_sending(server: Server) -> None:
+    host, _, port = server.http.rpartition(":")
+    connection = HTTPConnection(host, int(port))
+    body = b" " * 2_000_000
+    for path, status in (("/tasks", 401), ("/nowhere", 404), ("/tasks", 401)):
+        connection.request("POST", f"/v1/codeq{path}", body, {"Authorization": "Bearer wrong"})
+        answer = connection.getresponse()
+        assert answer.status == status
+        assert b'"code"' in answer.read()
+    connection.close()
 
 
 def test_bytes_in_hand_are_bounded_by_tenant(tmp_path: Path) -> None:

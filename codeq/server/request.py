@@ -224,6 +224,7 @@ class Request:
     """One request. ``variable`` is the variable part of the path, still percent-encoded."""
 
     __slots__ = (
+        "_complete",
         "_held",
         "_receive",
         "_tenant",
@@ -239,6 +240,7 @@ class Request:
     def __init__(self, scope: Message, receive: Receive) -> None:
         self._receive = receive
         self._watch: asyncio.Task[None] | None = None
+        self._complete = False
         self._held = 0
         self._tenant = ""
         self.gone = False
@@ -277,8 +279,30 @@ class Request:
                 self._held = size
             if size == announced or not message["more_body"]:
                 # The transport's empty last message is left to ``watch``; it costs a task switch.
+                self._complete = True
                 return part if not parts else b"".join((*parts, part))
             parts.append(part)
+
+    @property
+    def unread(self) -> bool:
+        """Whether a body was announced that nobody has read to its end."""
+        if self._complete:
+            return False
+        headers = self.headers
+        return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+    async def drain(self, edge: Edge) -> None:
+        """Reads what is left of the body and forgets it, so that an early refusal reaches a client
+        that is still sending. Gives up where ``body`` would have refused."""
+        left = edge.config.limits.body_bytes
+        while left >= 0:
+            try:
+                message = await self._next_part(edge)
+            except Refused:
+                return
+            if message["type"] != "http.request" or not message["more_body"]:
+                return
+            left -= len(message["body"])
 
     async def _next_part(self, edge: Edge) -> Message:
         task = asyncio.current_task(edge.loop)

@@ -16,6 +16,7 @@ from codeq.server import auth, rest_leases, rest_tasks
 from codeq.server.auth import Auth, Principal, bearer
 from codeq.server.metrics import Metrics
 from codeq.server.request import (
+    CLOSE,
     HEADERS_BYTES_MAX,
     HEADERS_TOO_LARGE,
     INTERNAL,
@@ -108,6 +109,8 @@ class RestApp:
         request = Request(scope, receive)
         try:
             reply = await self._answer(scope["method"], scope["raw_path"], request)
+            if request.unread and CLOSE not in reply.headers:
+                await request.drain(self.edge)
             await _write(reply, request, send)
         finally:
             request.end(self.edge)
