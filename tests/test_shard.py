@@ -232,6 +232,8 @@ def test_result_repeated_by_its_owner_is_answered_as_the_first(node: Node) -> No
     again = node.finish_batch([{"task_id": task_id, "result": b"1"}])
     assert again.codes == b"\0"
     assert again.completed_ms(0) == first.completed_ms(0)
+    more = {"task_id": task_id, "result": b"1", "artifacts": b'[{"name":"n","url":"u"}]'}
+    assert node.finish_batch([more]).item(0)[3] == b"", "the stored artifacts, not those sent"
     other = node.finish_batch([{"task_id": task_id, "result": b"2"}])
     assert list(other.codes) == [NOT_IN_PROGRESS]
     stranger = node.finish_batch([{"task_id": task_id, "result": b"1"}], worker="v")

@@ -698,7 +698,7 @@ def test_a_repeated_result_is_accepted_as_the_first_was() -> None:
     )
     finishes.check(100, lenient_error=True)
     finishes.refuse(0, CODES["ENDED"])
-    finishes.accept(0, 1234)
+    finishes.accept(0, 1234, b"")
     assert (finishes.codes, finishes.completed_ms(0)) == (b"\0", 1234)
 
 
@@ -727,7 +727,7 @@ def test_wrong_types_and_places_are_errors_not_crashes() -> None:
         (IndexError, lambda: creates.task_id(0)),
         (IndexError, lambda: creates.refuse(-1, 1)),
         (IndexError, lambda: finishes.item(0)),
-        (IndexError, lambda: finishes.accept(5, 0)),
+        (IndexError, lambda: finishes.accept(5, 0, b"")),
         (TypeError, lambda: _wire.encode_create_acks([None], 9)),  # type: ignore[list-item]
         (TypeError, lambda: _wire.encode_create_acks([finishes], 9)),  # type: ignore[list-item]
         (TypeError, lambda: _wire.encode_creates(None, 9)),  # type: ignore[arg-type]

@@ -105,8 +105,8 @@ class Finishes:
         (stored as ``unspecified failure`` when ``lenient_error``, the rule of the streams). A task
         id that is no UUID in canonical text gets TASK_NOT_FOUND. Errors over 8 KiB are cut."""
     def refuse(self, index: int, number: int) -> None: ...
-    def accept(self, index: int, completed_ms: int) -> None:
-        """A repeated result: accepted as the first was."""
+    def accept(self, index: int, completed_ms: int, artifacts: bytes) -> None:
+        """A repeated result: accepted as the first was, with the time and artifacts of that."""
     @property
     def codes(self) -> bytes: ...
     @property

@@ -314,10 +314,11 @@ cdef class Finishes(_Batch):
     def refuse(self, Py_ssize_t index, uint8_t number):
         self.at(index).code = number
 
-    def accept(self, Py_ssize_t index, int64_t completed_ms):
+    def accept(self, Py_ssize_t index, int64_t completed_ms, bytes artifacts not None):
         cdef cq_finish *item = self.at(index)
         item.code = CQ_OK
         item.completed_ms = completed_ms
+        item.artifacts = self.borrow(artifacts)
 
     @property
     def codes(self):
@@ -343,11 +344,8 @@ cdef class Finishes(_Batch):
     def item(self, Py_ssize_t index):
         cdef const cq_finish *item = self.at(index)
         return (
-            str_of(item.status),
-            copy_of(item.result) if item.has_result else None,
-            str_of(item.error),
-            copy_of(item.artifacts),
-            copy_of(item.worker),
+            str_of(item.status), copy_of(item.result) if item.has_result else None,
+            str_of(item.error), copy_of(item.artifacts), copy_of(item.worker),
         )
 
 

@@ -471,7 +471,7 @@ class Shard:
             elif view.id_bytes not in seen and _repeats(
                 finishes.item(index), view, worker, subject
             ):
-                finishes.accept(index, view.ended_ms)
+                finishes.accept(index, view.ended_ms, view.artifacts)
             else:
                 finishes.refuse(index, errors.NOT_IN_PROGRESS.number or 0)
             if view is not None:
