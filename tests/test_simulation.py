@@ -39,7 +39,7 @@ from tests.simulated import (
     Watched,
 )
 
-FIRST, COUNT = (int(part) for part in os.environ.get("CODEQ_SEEDS", "0:120").split(":"))
+FIRST, COUNT = (int(part) for part in os.environ.get("CODEQ_SEEDS", "0:100").split(":"))
 SEEDS_ON_FILES = 2
 STEPS = 120
 TENANTS = ("acme", "umbrella")

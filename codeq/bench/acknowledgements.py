@@ -29,7 +29,7 @@ async def paced(address: str, rate: float, batch: int, seconds: float) -> list[f
     """Waits in ms, one per batch, after the warm-up."""
     loop = asyncio.get_running_loop()
     waits_ms: list[float] = []
-    payload = {"to": "a@b.example", "text": FILL}
+    payload = {"n": 1, "to": "a@b.example", "text": FILL}
 
     async def one(producer: Producer, due: float, counts: bool) -> None:
         results = await producer.produce_batch([NewTask("load", payload) for _ in range(batch)])
