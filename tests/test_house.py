@@ -54,7 +54,7 @@ CLOSED: dict[str, tuple[str, ...]] = {
 HOMES: dict[str, tuple[str, ...]] = {
     "rocksdict": ("codeq.engine.store",),
     "granian": ("codeq.server.app",),
-    "uvloop": ("codeq.server.app",),
+    "uvloop": ("codeq.server.app", "codeq.bench.clients"),
     "grpc": ("codeq.server.grpc_server", "codeq.client"),
     "jwt": ("codeq.server.auth",),
     "prometheus_client": ("codeq.server.metrics",),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 
 from codeq.client import NewTask, Producer, Task, Worker
 from codeq.errors import CodeqError
@@ -244,4 +245,4 @@ async def play(role: Role) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(play(msgspec.json.decode(sys.stdin.buffer.readline(), type=Role)))
+    uvloop.run(play(msgspec.json.decode(sys.stdin.buffer.readline(), type=Role)))
