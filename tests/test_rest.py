@@ -550,7 +550,7 @@ def test_creates_are_refused_while_claims_go_on(tmp_path: Path) -> None:
         body = {"command": "job", "payload": 1}
         await client.post("/tasks", json=body)
         full = "the free space of the disk is down to its reserve"
-        node.shard._disk_full = True
+        node.shard._free_bytes = -1
         for path, sent in (("/tasks", body), ("/tasks/batch", [body])):
             answer = await client.post(path, json=sent)
             assert refusal(answer) == (503, "unavailable", full)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rocksdict import Options, Rdict
 
 from codeq import errors
 from codeq.engine import _engine
@@ -473,6 +474,25 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(StoreError, match="no codeq store"):
         Node(tmp_path / "data")
+
+
+def test_a_folder_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    other = Rdict(str(tmp_path / "data"), Options(raw_mode=True))
+    other[b"c"] = b"theirs"
+    other.close()
+    del other
+    with pytest.raises(StoreError, match="no codeq store"):
+        Node(tmp_path / "data")
+    assert Rdict.list_cf(str(tmp_path / "data")) == ["default"]
+
+
+def test_a_folder_whose_first_start_was_killed_is_taken_up(tmp_path: Path) -> None:
+    Rdict(str(tmp_path / "data"), Options(raw_mode=True)).close()
+    node = Node(tmp_path / "data")
+    node.create()
+    node.restart()
+    assert node.stats() == (1, 0, 0, 0)
+    node.close()
 
 
 def test_a_folder_in_use_is_refused(node: Node) -> None:

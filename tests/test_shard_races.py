@@ -299,6 +299,7 @@ def test_T6_a_store_that_cannot_be_read_is_a_fault(
             node.shard._store.write([(entry[0], entry[1][:-1] + b"?")])
         else:
             patch.setattr(node.shard._store, "_db", None)
+            patch.setattr(node.shard._store, "_log", None)
         if what == "get":
             patch.setattr(node.runner, "read", lambda work, done: done(_outcome(work)))
             node.shard.get(task_id, "t", answers.append)

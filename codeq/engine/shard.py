@@ -115,7 +115,7 @@ class Shard:
         self.clock = clock
         self.engine = engine
         self.ready = True
-        self._disk_full = False
+        self._free_bytes = store.free_bytes()
         self._runner = runner
         self._store = store
         self._claims = Claims(engine)
@@ -230,7 +230,10 @@ class Shard:
         except StoreError as error:
             self.journal.fail(error.message)
             return
+        before = self.engine.pending_bytes
         self.engine.create(creates, tenant.encode(), now_ms, begin, end)
+        # Between two looks at the disk: what is written now to the log, and later to its table.
+        self._free_bytes -= 2 * (self.engine.pending_bytes - before)
         for key, value in self._keys.note(creates, fresh, now_ms):
             self.journal.put(key, value)
         if end == len(creates):
@@ -258,7 +261,7 @@ class Shard:
     def refuses_creates(self) -> str | None:
         """Why creates are refused at the moment; claims, results and removal go on."""
         settings, engine = self.settings, self.engine
-        if self._disk_full:
+        if self._free_bytes < settings.disk_reserve_bytes:
             return "the free space of the disk is down to its reserve"
         if settings.live_tasks_max and engine.live_tasks >= settings.live_tasks_max:
             return "there are as many live tasks as allowed"
@@ -555,7 +558,7 @@ class Shard:
             if self._due is not None:
                 self._due[1]()
             self._tick()
-        self._disk_full = self._store.free_bytes() < self.settings.disk_reserve_bytes
+        self._free_bytes = self._store.free_bytes()
         self._retention.run(now_ms)
 
 

@@ -33,6 +33,9 @@ WRITE_BUFFERS = 4
 RECYCLED_LOGS = 4
 BLOCK_CACHE_BYTES = 128 << 20
 MAX_WAL_BYTES = 256 << 20
+#: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
+#: have files of their own, which do not overlap: compaction moves these instead of rewriting them.
+CHUNKS, LOG = b"c", "log"
 #: name of the file that remembers what the last sync covered
 SYNCED_NAME = "SYNCED"
 _SYNCED = struct.Struct("<QQ")  # sequence number, its complement
@@ -40,7 +43,7 @@ _SYNCED = struct.Struct("<QQ")  # sequence number, its complement
 Deletion = tuple[bytes, bytes]  # a range of keys [from, to)
 
 
-def _options() -> Options:
+def _options(cache: Cache) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
@@ -59,7 +62,7 @@ def _options() -> Options:
     options.set_keep_log_file_num(4)
     options.set_stats_dump_period_sec(0)
     blocks = BlockBasedOptions()
-    blocks.set_block_cache(Cache(BLOCK_CACHE_BYTES))
+    blocks.set_block_cache(cache)
     blocks.set_block_size(16 << 10)
     blocks.set_bloom_filter(10, False)
     options.set_block_based_table_factory(blocks)
@@ -78,7 +81,20 @@ class Store:
         try:
             path.mkdir(parents=True, exist_ok=True)
             # Any: the types of rocksdict do not know that in raw mode all is bytes
-            self._db: Any = Rdict(str(path), _options(), access_type=AccessType.read_write())
+            _check_families(path)
+            cache = Cache(BLOCK_CACHE_BYTES)
+            options = _options(cache)
+            options.create_missing_column_families(True)
+            self._db: Any = Rdict(
+                str(path),
+                options,
+                column_families={LOG: _options(cache)},
+                access_type=AccessType.read_write(),
+            )
+            self._log: Any = self._db.get_column_family(LOG)
+            self._log_handle: Any = self._db.get_column_family_handle(LOG)
+        except StoreError:
+            raise
         except Exception as error:  # rocksdict raises bare Exception
             raise StoreError(_open_failure(path, str(error))) from error
         self._write_options = WriteOptions()
@@ -105,13 +121,17 @@ class Store:
         """Writes everything as one atomic batch, not yet synced; puts come last, so that a range
         takes none of them. Holds the GIL."""
         batch = WriteBatch(raw_mode=True)
+        log = self._log_handle
         for begin, end in ranges:
-            batch.delete_range(begin, end)
+            batch.delete_range(begin, end, log if begin[:1] == CHUNKS else None)
         for key in deletes:
             batch.delete(key)
         put = batch.put
         for key, value in puts:
-            put(key, value)
+            if key[:1] == CHUNKS:
+                put(key, value, log)
+            else:
+                put(key, value)
         self._db.write(batch, self._write_options)
 
     def sync(self, sequence: int) -> None:
@@ -125,19 +145,23 @@ class Store:
         os.pwrite(self._synced_fd, _SYNCED.pack(sequence, sequence ^ ((1 << 64) - 1)), 0)
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
-        """The values of the keys, None where absent. Releases the GIL. Raises StoreError."""
+        """The values of the keys, None where absent; keys of chunks are not asked together with
+        others. Releases the GIL. Raises StoreError."""
         try:
-            found: list[bytes | None] = self._db.get(keys) if keys else []
+            found: list[bytes | None] = self._family(keys[0]).get(keys) if keys else []
         except Exception as error:  # rocksdict raises bare Exception
             raise StoreError(f"read of the store failed: {error}") from error
         return found
 
     def scan(self, begin: bytes, end: bytes, limit: int = 0) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in [begin, end) in order, at most ``limit`` (0 = all)."""
-        for count, (key, value) in enumerate(self._db.items(from_key=begin)):
+        for count, (key, value) in enumerate(self._family(begin).items(from_key=begin)):
             if key >= end or (limit and count >= limit):
                 return
             yield key, value
+
+    def _family(self, key: bytes) -> Any:
+        return self._log if key[:1] == CHUNKS else self._db
 
     def property_int(self, name: str) -> int:
         """A numeric property of RocksDB, such as ``rocksdb.is-write-stopped``; 0 when unknown."""
@@ -150,8 +174,22 @@ class Store:
 
     def close(self) -> None:
         """Closes the folder; the lock is free afterwards."""
+        self._log_handle = None  # a handle that is left keeps the folder locked
+        self._log.close()
         self._db.close()
         os.close(self._synced_fd)
+
+
+def _check_families(path: Path) -> None:
+    """Refuses a folder that RocksDB knows but codeq did not make, before anything is written. A
+    start that was killed leaves the default family alone, and that empty."""
+    if not (path / "CURRENT").exists() or LOG in Rdict.list_cf(str(path)):
+        return
+    there = Rdict(str(path), Options(raw_mode=True), access_type=AccessType.read_only())
+    empty = next(iter(there.keys()), None) is None
+    there.close()
+    if not empty:
+        raise StoreError(f"data folder {path} holds something that is no codeq store")
 
 
 def _open_failure(path: Path, reason: str) -> str:

@@ -84,8 +84,8 @@ MUTANTS = (
     Mutant(
         "reserve-not-kept",
         "codeq/engine/shard.py",
-        "self._disk_full = self._store.free_bytes() < self.settings.disk_reserve_bytes",
-        "self._disk_full = self._store.free_bytes() < 0",
+        "if self._free_bytes < settings.disk_reserve_bytes:",
+        "if self._free_bytes < 0:",
         "test_faults.py::test_the_reserve_of_a_full_disk_is_kept_and_service_resumes",
     ),
     Mutant(
