@@ -139,6 +139,10 @@ class ClientProcess:
         report: dict[str, Any] = msgspec.json.decode(line)
         return report
 
+    async def ended(self) -> None:
+        """Returns when the process has ended, for whatever reason."""
+        await self._process.wait()
+
     async def kill(self) -> None:
         if self._process.returncode is None:
             self._process.kill()

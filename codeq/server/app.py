@@ -33,6 +33,7 @@ from codeq.server.auth import Auth
 from codeq.server.metrics import Metrics
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
+from codeq.server.watchdog import Watchdog
 
 log = logging.getLogger("codeq.app")
 
@@ -50,7 +51,6 @@ NEXT_HEADERS_MS = 75_000
 #: Read buffer of one connection; what a client that sends endless headers can hold.
 HTTP_BUFFER_BYTES = 65_536
 BACKLOG_MAX = 4096
-LOOP_PROBE_SECONDS = 0.1
 GC_ALLOCATIONS = 50_000
 GC_GENERATIONS = 20
 #: Where a listener on all interfaces can be reached from here
@@ -280,7 +280,6 @@ class Node:
         self._config = config
         self._fault = fault
         self._stops: list[Callable[[], None]] = []
-        self._stop_probe: Callable[[], None] = lambda: None
         self._streams: dict[str, grpc_server.Listener] = {}
         self._http: HttpListener | None = None
         self._rest: RestApp | None = None
@@ -307,7 +306,9 @@ class Node:
         except BaseException:
             await self.stop()
             raise
-        self._probe_loop(asyncio.get_running_loop().time())
+        watchdog = Watchdog(self._metrics.loop_blocked.observe, lambda: shard.journal.groups)
+        watchdog.start()
+        self._stops.append(watchdog.stop)
         addresses = {kind: self._streams[kind].address for kind in self._streams}
         return (
             f"ready http={self._http.address} producer={addresses.get('producer', 'off')}"
@@ -339,7 +340,6 @@ class Node:
         await asyncio.gather(*endings)
         if self._shard is not None and self._shard.ready:
             await self._drain(self._shard)
-        self._stop_probe()
         for stop in reversed(self._stops):
             stop()
         self._stops.clear()
@@ -371,16 +371,6 @@ class Node:
         done, _ = await asyncio.wait([drained], timeout=STORE_STOP_SECONDS)
         if not done:
             self._fault(f"the store did not finish its last commit within {STORE_STOP_SECONDS} s")
-
-    def _probe_loop(self, due: float) -> None:
-        """Measures how late the loop is at a timer."""
-        loop = asyncio.get_running_loop()
-        assert self._metrics is not None
-        self._metrics.loop_blocked.observe(max(0.0, loop.time() - due))
-        handle = loop.call_later(
-            LOOP_PROBE_SECONDS, self._probe_loop, loop.time() + LOOP_PROBE_SECONDS
-        )
-        self._stop_probe = handle.cancel
 
 
 def serve(config: Config) -> int:
