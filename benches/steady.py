@@ -26,7 +26,7 @@ from codeq.bench.load import Look, clients_of, look, roles
 from codeq.bench.plan import SURFACES
 from codeq.bench.report import surroundings
 from codeq.bench.tally import ACKNOWLEDGED, Tally
-from codeq.bench.target import Target
+from codeq.bench.target import Codeq
 from codeq.client.local import LocalServer, until_told
 from codeq.errors import CodeqError
 
@@ -70,10 +70,10 @@ def blocks_of(scrape: str) -> dict[float, float]:
     }
 
 
-async def sample(target: Target, tally: Tally, folder: Path) -> Sample:
+async def sample(target: Codeq, tally: Tally, folder: Path) -> Sample:
     scrape = httpx.get(f"http://{target.http}/metrics").text
     return Sample(
-        await look(tally, target, "steady"),
+        await look(tally, target),
         folder_bytes(folder),
         memory_bytes(target.pid),
         blocks_of(scrape),
@@ -95,7 +95,7 @@ async def steady(
         tally = Tally(folder / "tally", 2)
         try:
             await server.start()
-            target = Target(server.http, server.producer, server.worker, pid=server.pid)
+            target = Codeq(server.http, server.producer, server.worker, pid=server.pid)
             parts = roles(SURFACES[surface], target, "steady", folder / "tally")
             async with clients_of(parts) as clients:
                 ends = [asyncio.ensure_future(client.ended()) for client in clients]

@@ -118,6 +118,7 @@ def bench(
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="use this server instead of fresh ones")
     ] = None,
+    peer: Annotated[str, typer.Option(help="compare with postgres or redis-streams")] = "",
     producer_stream: HostPort = None,
     worker_stream: HostPort = None,
     producer_token: Token = "dev-producer",
@@ -128,13 +129,13 @@ def bench(
     """Loads a server of its own through the public client and REST; prints a table."""
     try:
         from codeq.bench.run import Options, run
-        from codeq.bench.target import Target
+        from codeq.bench.target import Codeq
     except ModuleNotFoundError as error:
         return _refuse(f"codeq bench needs {error.name}: pip install codeq[bench]")
 
     target = None
     if url is not None:
-        target = Target(
+        target = Codeq(
             *addresses_of(url, producer_stream, worker_stream), producer_token, worker_token
         )
     return run(
@@ -149,6 +150,7 @@ def bench(
             payload_bytes=payload,
             sync=sync,
             target=target,
+            peer=peer,
             json=json,
             plot=plot,
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from codeq import cli
-from codeq.bench import client, load, plan, report, rest_clients, run
+from codeq.bench import client, load, plan, report, rest_clients, run, target
 from codeq.bench.tally import CREATED, Tally
 from codeq.client.local import LocalServer
 from codeq.errors import CodeqError
@@ -94,6 +95,31 @@ def test_a_payload_has_200_bytes_and_a_result_40(tmp_path: Path) -> None:
     assert 190 <= len(payload) <= 210 and 35 <= len(result) <= 45
 
 
+@pytest.mark.parametrize(
+    ("peer", "program"), [("postgres", "postgres"), ("redis-streams", "redis-server")]
+)
+def test_a_peer_lives_the_same_life(
+    peer: str, program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed here")
+    assert bench("--peer", peer, "--batch", "50", "--concurrency", "2") == 0
+    ours, theirs = json.loads(capsys.readouterr().out)["runs"]
+    assert (ours["surface"], theirs["surface"]) == ("stream-batch", peer)
+    assert theirs["acknowledged"] > 0 and theirs["faults"] == []
+    assert theirs["delivery"]["p50_ms"] > 0 and theirs["server_cpu_seconds_per_100000"] > 0
+
+
+def test_an_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--peer", "pigeons") != 0
+    assert "no peer 'pigeons'; there are postgres, redis-streams" in capsys.readouterr().err
+
+
+def test_ratios_are_those_of_medians(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_ratios([measured(), measured(surface="postgres", per_second=425.0)], "postgres")
+    assert "2.00" in capsys.readouterr().out
+
+
 def measured(**more: object) -> load.Measured:
     surface = plan.SURFACES["stream-batch"]
     first = load.Look(1.0, [0, 0, 0, 0], 10, 1.0, 0)
@@ -128,9 +154,9 @@ def test_a_plot_has_bars_and_curves(tmp_path: Path) -> None:
 def test_what_does_not_add_up_is_a_fault(tmp_path: Path) -> None:
     tally = Tally(tmp_path / "tally", 2)
     tally.put(0, CREATED, 5)
-    none = load.Counters(0, 0, 0, 0)
+    none = target.Counters(0, 0, 0)
     surface = plan.SURFACES["stream"]
-    assert load.disagreements(surface, tally, none, load.Counters(5, 5, 4, 1)) == [
+    assert load.disagreements(surface, tally, none, target.Counters(5, 5, 4)) == [
         "5 tasks created, 0 results acknowledged",
         "5 tasks created, 4 counted as completed",
     ]

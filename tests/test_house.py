@@ -59,6 +59,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jwt": ("codeq.server.auth",),
     "prometheus_client": ("codeq.server.metrics", "codeq.bench.target"),
     "hdrh": ("codeq.bench",),
+    "asyncpg": ("codeq.bench.peers",),
+    "redis": ("codeq.bench.peers",),
     "matplotlib": ("codeq.bench.report",),
     "opentelemetry": ("codeq.server.tracing",),
     "httpx": ("codeq.server.webhooks", "codeq.client.rest"),

@@ -28,6 +28,12 @@ def times() -> HdrHistogram:
     return HdrHistogram(SHORTEST_NS, LONGEST_NS, DIGITS)
 
 
+def cpu_seconds() -> float:
+    """User and system time of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
 class Client:
     """One role at work: what the roles share."""
 
@@ -41,6 +47,7 @@ class Client:
         self.deliveries = times()  # of tasks, likewise
         self._text = "x" * max(0, role.payload_bytes - PAYLOAD_FRAME_BYTES)
         self._one_in = 1 if role.per_second else TIMED_ONE_IN
+        self._cpu_s = cpu_seconds()
 
     def payload(self, due_ns: int) -> dict[str, Any]:
         """JSON of the wished size, built anew for each task, as a program would."""
@@ -100,9 +107,8 @@ class Client:
         return self.tally.total(ACKNOWLEDGED) < self.tally.total(CREATED)
 
     def report(self) -> dict[str, Any]:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "cpu_seconds": cpu_seconds() - self._cpu_s,
             "refused": self.refused,
             "acknowledgements": self.acknowledgements.encode().decode(),
             "deliveries": self.deliveries.encode().decode(),

@@ -8,6 +8,7 @@ end, a client finishes what it has begun and reports on its last line.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -17,8 +18,6 @@ import uvloop
 
 from codeq.bench.client import Client
 from codeq.bench.plan import Role
-from codeq.bench.rest_clients import RestClaims, RestCreates
-from codeq.bench.stream_clients import StreamClaims, StreamCreates
 
 
 class Playing(Protocol):
@@ -30,12 +29,23 @@ class Playing(Protocol):
         """Calls ``ready`` when connected; returns after the client was told to stop."""
 
 
-ROLES: dict[str, type[Playing]] = {
-    "produce": StreamCreates,
-    "work": StreamClaims,
-    "rest-produce": RestCreates,
-    "rest-work": RestClaims,
+#: Where each role is played. Peers need packages of their own: a role is loaded when it is needed
+ROLES = {
+    "produce": "codeq.bench.stream_clients:StreamCreates",
+    "work": "codeq.bench.stream_clients:StreamClaims",
+    "rest-produce": "codeq.bench.rest_clients:RestCreates",
+    "rest-work": "codeq.bench.rest_clients:RestClaims",
+    "postgres-produce": "codeq.bench.peers.postgres:Creates",
+    "postgres-work": "codeq.bench.peers.postgres:Claims",
+    "redis-produce": "codeq.bench.peers.redis_streams:Creates",
+    "redis-work": "codeq.bench.peers.redis_streams:Claims",
 }
+
+
+def player(kind: str) -> type[Playing]:
+    module, _, name = ROLES[kind].partition(":")
+    found: type[Playing] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def ready() -> None:
@@ -48,7 +58,7 @@ async def play(role: Role) -> None:
     loop = asyncio.get_running_loop()
     told = loop.run_in_executor(None, sys.stdin.buffer.read)
     told.add_done_callback(lambda _: client.stopping.set())
-    await ROLES[role.kind](client).play(ready)
+    await player(role.kind)(client).play(ready)
     print(msgspec.json.encode(client.report()).decode(), flush=True)
 
 

@@ -23,7 +23,7 @@ from hdrh.histogram import HdrHistogram
 
 from codeq.bench.plan import Role, Surface
 from codeq.bench.tally import ACKNOWLEDGED, COLUMNS, CREATED, Tally
-from codeq.bench.target import Counters, Target, counters, cpu_seconds, written_bytes
+from codeq.bench.target import Codeq, Counters, Target
 from codeq.client.local import LocalServer
 from codeq.errors import CodeqError
 
@@ -85,8 +85,8 @@ class Look(NamedTuple):
     at: float
     counts: list[int]
     syncs: int
-    cpu_seconds: float
-    written_bytes: int
+    cpu_seconds: float | None
+    written_bytes: int | None
 
 
 class ClientProcess:
@@ -136,7 +136,7 @@ class ClientProcess:
 
 
 @contextlib.asynccontextmanager
-async def own_server(folder: Path, *, sync: bool) -> AsyncIterator[Target]:
+async def own_server(folder: Path, *, sync: bool) -> AsyncIterator[Codeq]:
     """A fresh server in the folder, for as long as it is needed."""
     settings = {
         "PERSISTENCE_CONFIG_FSYNC_ON_COMMIT": str(sync).lower(),
@@ -146,7 +146,7 @@ async def own_server(folder: Path, *, sync: bool) -> AsyncIterator[Target]:
     server = LocalServer(folder / "data", folder / "log", settings)
     try:
         await server.start()
-        yield Target(server.http, server.producer, server.worker, pid=server.pid)
+        yield Codeq(server.http, server.producer, server.worker, pid=server.pid)
     finally:
         await server.kill()
 
@@ -163,21 +163,26 @@ async def clients_of(roles: Sequence[Role]) -> AsyncIterator[list[ClientProcess]
         await asyncio.gather(*(client.kill() for client in clients))
 
 
+#: Opens a fresh server in a folder
+Opener = Callable[..., contextlib.AbstractAsyncContextManager[Target]]
+
+
 async def measure(
     surface: Surface,
     seconds: float,
     *,
-    sync: bool,
+    sync: bool = True,
     target: Target | None = None,
+    opener: Opener = own_server,
     tick: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Runs one surface and looks at it for ``seconds`` after a warm-up. ``tick`` is called about
-    once a second."""
+    """Runs one surface and looks at it for ``seconds`` after a warm-up, at the ``target`` or at a
+    fresh server of the ``opener``. ``tick`` is called about once a second."""
     with tempfile.TemporaryDirectory(prefix="codeq-bench-") as scratch:
         folder = Path(scratch)
         if target is not None:
             return await _measure(surface, seconds, target, folder, tick)
-        async with own_server(folder, sync=sync) as own:
+        async with opener(folder, sync=sync) as own:
             return await _measure(surface, seconds, own, folder, tick)
 
 
@@ -186,19 +191,19 @@ async def _measure(
 ) -> Measured:
     command = f"bench-{uuid.uuid4().hex[:12]}"
     tally = Tally(folder / "tally", 2)
-    before = await counters(target, command)
+    before = await target.counters(command)
     async with clients_of(roles(surface, target, command, folder / "tally")) as clients:
         await _pause(min(WARM_UP_SECONDS, seconds / 4), tick)
         tally.note(True)
-        first = await look(tally, target, command)
+        first = await look(tally, target)
         await _pause(seconds, tick)
-        last = await look(tally, target, command)
+        last = await look(tally, target)
         tally.note(False)
         reports = []
         for client in reversed(clients):  # the producers end first, the workers drain
             client.tell_to_stop()
             reports.append(await client.report())
-    after = await counters(target, command)
+    after = await target.counters(command)
     return measured(surface, first, last, reports, disagreements(surface, tally, before, after))
 
 
@@ -224,15 +229,10 @@ def roles(surface: Surface, target: Target, command: str, tally: Path) -> list[R
     return found[::-1]
 
 
-async def look(tally: Tally, target: Target, command: str) -> Look:
-    syncs = (await counters(target, command)).syncs
-    return Look(
-        time.monotonic(),
-        [tally.total(column) for column in COLUMNS],
-        syncs,
-        cpu_seconds(target.pid) if target.pid else 0.0,
-        written_bytes(target.pid) if target.pid else 0,
-    )
+async def look(tally: Tally, target: Target) -> Look:
+    syncs = await target.syncs()
+    counts = [tally.total(column) for column in COLUMNS]
+    return Look(time.monotonic(), counts, syncs, target.cpu_seconds(), target.written_bytes())
 
 
 def disagreements(surface: Surface, tally: Tally, before: Counters, after: Counters) -> list[str]:
@@ -264,7 +264,6 @@ def measured(
     seconds = last.at - first.at
     done = acknowledged if surface.workers is not None else created
     each = max(done, 1)
-    known = last.cpu_seconds > 0
     make = surface.producers
     return Measured(
         surface=surface.name,
@@ -282,19 +281,20 @@ def measured(
         acknowledged=acknowledged,
         refused=sum(report["refused"] for report in reports),
         syncs_per_second=round((last.syncs - first.syncs) / seconds, 1),
-        server_cpu_seconds_per_100000=(
-            round((last.cpu_seconds - first.cpu_seconds) * 100_000 / each, 3) if known else None
-        ),
+        server_cpu_seconds_per_100000=part(first.cpu_seconds, last.cpu_seconds, each / 100_000, 3),
         client_cpu_seconds_per_100000=round(
             sum(report["cpu_seconds"] for report in reports) * 100_000 / max(last.counts[0], 1), 3
         ),
-        written_bytes_each=(
-            round((last.written_bytes - first.written_bytes) / each, 1) if known else None
-        ),
+        written_bytes_each=part(first.written_bytes, last.written_bytes, each, 1),
         acknowledgement=Times.of(merged(reports, "acknowledgements")),
         delivery=Times.of(merged(reports, "deliveries")),
         faults=faults,
     )
+
+
+def part(first: float | None, last: float | None, number: float, digits: int) -> float | None:
+    """What one of so many took, None when it could not be seen."""
+    return None if first is None or last is None else round((last - first) / number, digits)
 
 
 def merged(reports: Sequence[dict[str, Any]], name: str) -> HdrHistogram:

@@ -22,8 +22,8 @@ from codeq.errors import CodeqError
 #: The table is not squeezed into less when it goes to a file.
 TABLE_CHARACTERS = 150
 COLUMNS = (
-    "surface", "per second", "spread", "server CPU-s\nper 100,000", "client CPU-s\nper 100,000",
-    "bytes\neach", "syncs/s", "ack ms\np50 / p99 / p99.9", "delivery ms\np50 / p99 / p99.9",
+    "surface", "per second", "spread", "CPU-s per 100,000\nserver / clients", "bytes\neach",
+    "syncs\nper s", "ack ms\np50 / p99 / p99.9", "delivery ms\np50 / p99 / p99.9",
 )  # fmt: skip
 
 
@@ -91,8 +91,9 @@ def print_table(results: Sequence[Measured], where: dict[str, str]) -> None:
             surface + (f" at {offered:,.0f}/s" if offered else ""),
             f"{statistics.median(rates):,.0f} {runs[0].unit}",
             f"{min(rates):,.0f} to {max(rates):,.0f}" if len(runs) > 1 else "",
-            figure(runs, lambda run: run.server_cpu_seconds_per_100000, 2),
-            figure(runs, lambda run: run.client_cpu_seconds_per_100000, 2),
+            figure(runs, lambda run: run.server_cpu_seconds_per_100000, 2)
+            + " / "
+            + figure(runs, lambda run: run.client_cpu_seconds_per_100000, 2),
             figure(runs, lambda run: run.written_bytes_each, 0),
             figure(runs, lambda run: run.syncs_per_second, 0),
             quantiles(runs, lambda run: run.acknowledgement),
@@ -111,11 +112,49 @@ def figure(runs: Sequence[Measured], pick: Callable[[Measured], float | None], d
 
 
 def quantiles(runs: Sequence[Measured], pick: Callable[[Measured], Times]) -> str:
-    parts = [
-        figure(runs, lambda run, name=name: getattr(pick(run), name), 2)  # type: ignore[misc]
-        for name in ("p50_ms", "p99_ms", "p999_ms")
-    ]
-    return " / ".join(parts) if all(parts) else ""
+    """Medians of the quantiles, three digits each."""
+    columns = zip(*(msgspec.structs.astuple(pick(run)) for run in runs), strict=True)
+    p50, _, p99, p999 = (
+        statistics.median(known) if (known := [v for v in values if v is not None]) else None
+        for values in columns
+    )
+    if p50 is None or p99 is None or p999 is None:
+        return ""
+    return " / ".join(three_digits(value) for value in (p50, p99, p999))
+
+
+def three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def print_ratios(results: Sequence[Measured], peer: str) -> None:
+    """How many times the peer's figures those of codeq are."""
+    groups = by_load(results)
+    theirs = groups[peer, 0.0]
+    table = Table(title=f"codeq in units of {peer}")
+    for name in ("surface", "per second", "CPU of the server", "bytes written"):
+        table.add_column(name, justify="left" if name == "surface" else "right")
+    for (surface, _), ours in groups.items():
+        if surface != peer:
+            table.add_row(
+                surface,
+                ratio(ours, theirs, lambda run: run.per_second),
+                ratio(ours, theirs, lambda run: run.server_cpu_seconds_per_100000),
+                ratio(ours, theirs, lambda run: run.written_bytes_each),
+            )
+    Console(width=max(Console().width, TABLE_CHARACTERS)).print(table)
+
+
+def ratio(
+    ours: Sequence[Measured],
+    theirs: Sequence[Measured],
+    pick: Callable[[Measured], float | None],
+) -> str:
+    """Of the medians, empty when one of them is unknown."""
+    sides = [[v for run in runs if (v := pick(run)) is not None] for runs in (ours, theirs)]
+    if not all(sides) or not statistics.median(sides[1]):
+        return ""
+    return f"{statistics.median(sides[0]) / statistics.median(sides[1]):.2f}"
 
 
 def write_json(results: Sequence[Measured], where: dict[str, str], to: str) -> None:
