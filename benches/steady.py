@@ -22,8 +22,11 @@ import httpx
 from matplotlib import pyplot
 from prometheus_client.parser import text_string_to_metric_families
 
-from codeq.bench.clients import ACKNOWLEDGED, Tally
-from codeq.bench.load import SURFACES, ClientProcess, Look, look, roles, surroundings
+from codeq.bench.load import Look, clients_of, look, roles
+from codeq.bench.plan import SURFACES
+from codeq.bench.report import surroundings
+from codeq.bench.tally import ACKNOWLEDGED, Tally
+from codeq.bench.target import Codeq
 from codeq.client.local import LocalServer, until_told
 from codeq.errors import CodeqError
 
@@ -67,12 +70,12 @@ def blocks_of(scrape: str) -> dict[float, float]:
     }
 
 
-def sample(server: LocalServer, tally: Tally, folder: Path) -> Sample:
-    scrape = httpx.get(f"http://{server.http}/metrics").text
+async def sample(target: Codeq, tally: Tally, folder: Path) -> Sample:
+    scrape = httpx.get(f"http://{target.http}/metrics").text
     return Sample(
-        look(tally, server.pid),
+        await look(tally, target),
         folder_bytes(folder),
-        memory_bytes(server.pid),
+        memory_bytes(target.pid),
         blocks_of(scrape),
     )
 
@@ -90,25 +93,22 @@ async def steady(
         }
         server = LocalServer(folder / "data", folder / "log", settings)
         tally = Tally(folder / "tally", 2)
-        clients: list[ClientProcess] = []
         try:
             await server.start()
-            for role in roles(SURFACES[surface], server, folder / "tally"):
-                clients.append(await ClientProcess.start(role))
-            ends = [asyncio.ensure_future(client.ended()) for client in clients]
-            for _ in range(SAMPLES + 1):
-                samples.append(sample(server, tally, folder / "data"))
-                print(line(samples), flush=True)
-                early, _ = await asyncio.wait(
-                    ends, timeout=seconds / SAMPLES, return_when=asyncio.FIRST_COMPLETED
-                )
-                if early:
-                    raise CodeqError("internal", f"a client ended early: {server.last_words()}")
-            for client in reversed(clients):
-                await client.stop()
+            target = Codeq(server.http, server.producer, server.worker, pid=server.pid)
+            parts = roles(SURFACES[surface], target, "steady", folder / "tally")
+            async with clients_of(parts) as clients:
+                ends = [asyncio.ensure_future(client.ended()) for client in clients]
+                for _ in range(SAMPLES + 1):
+                    samples.append(await sample(target, tally, folder / "data"))
+                    print(line(samples), flush=True)
+                    early, _ = await asyncio.wait(
+                        ends, timeout=seconds / SAMPLES, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if early:
+                        raise CodeqError("internal", f"a client ended: {server.last_words()}")
             held += [text for text in (folder / "log").read_text().splitlines() if HELD in text]
         finally:
-            await asyncio.gather(*(client.kill() for client in clients))
             await server.kill()
     return 0
 
@@ -179,7 +179,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--seconds", type=float, default=600)
     options.add_argument("--retention", type=int, default=30, help="keeping time in seconds")
-    options.add_argument("--surface", default="stream-batch-1000", choices=list(SURFACES))
+    options.add_argument("--surface", default="stream-batch", choices=list(SURFACES))
     options.add_argument("--plot", type=Path, help="draw it into this file (.svg, .png)")
     given = options.parse_args()
     samples: list[Sample] = []

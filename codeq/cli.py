@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from codeq import __version__
+from codeq.client.local import addresses_of
 from codeq.errors import CodeqError
 
 EXIT_FAILED = 1
@@ -92,23 +93,68 @@ def demo(
 
     target = None
     if url is not None:
-        target = show.Target.of_url(
-            url, producer_stream, worker_stream, producer_token, worker_token
+        target = show.Target(
+            *addresses_of(url, producer_stream, worker_stream), producer_token, worker_token
         )
     return show.run(path, target, workers)
 
 
 @app.command()
 def bench(
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="for each surface")] = 10.0,
-    surface: Annotated[list[str] | None, typer.Option(help="only this one; repeatable")] = None,
+    surface: Annotated[
+        list[str] | None, typer.Option(help="only this one; repeatable; a wrong name lists them")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="of each measurement")] = 10.0,
+    runs: Annotated[int, typer.Option(min=1, max=100)] = 1,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(min=0.1, help="tasks per second, on a fixed schedule; repeatable"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, max=1000, help="tasks per call")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="calls under way")] = None,
+    streams: Annotated[int | None, typer.Option(min=1, max=1000)] = None,
+    payload: Annotated[int, typer.Option(min=64, max=4_000_000, help="bytes")] = 200,
     sync: Annotated[bool, typer.Option("--sync/--no-sync", help="sync before each ack")] = True,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="use this server instead of fresh ones")
+    ] = None,
+    peer: Annotated[str, typer.Option(help="compare with postgres or redis-streams")] = "",
+    producer_stream: HostPort = None,
+    worker_stream: HostPort = None,
+    producer_token: Token = "dev-producer",
+    worker_token: Token = "dev-worker",
+    json: Annotated[str, typer.Option(metavar="FILE", help="- = standard output")] = "",
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None,
 ) -> int:
     """Loads a server of its own through the public client and REST; prints a table."""
-    from codeq.bench import load
+    try:
+        from codeq.bench.run import Options, run
+        from codeq.bench.target import Codeq
+    except ModuleNotFoundError as error:
+        return _refuse(f"codeq bench needs {error.name}: pip install codeq[bench]")
 
-    return load.run(seconds, surface or [], sync=sync, as_json=as_json)
+    target = None
+    if url is not None:
+        target = Codeq(
+            *addresses_of(url, producer_stream, worker_stream), producer_token, worker_token
+        )
+    return run(
+        Options(
+            surfaces=surface or [],
+            seconds=seconds,
+            runs=runs,
+            rates=rate or [],
+            batch=batch,
+            calls=concurrency,
+            streams=streams,
+            payload_bytes=payload,
+            sync=sync,
+            target=target,
+            peer=peer,
+            json=json,
+            plot=plot,
+        )
+    )
 
 
 def _refuse(message: str) -> int:

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 from rich.console import Console
@@ -185,28 +185,6 @@ class Target(NamedTuple):
     worker: str
     producer_token: str = PRODUCER_TOKEN
     worker_token: str = WORKER_TOKEN
-
-    @classmethod
-    def of_url(
-        cls,
-        url: str,
-        producer: str | None,
-        worker: str | None,
-        producer_token: str,
-        worker_token: str,
-    ) -> Target:
-        """The streams are at their usual ports of the same host unless they are named."""
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise CodeqError("validation-error", f"--url must be http://HOST:PORT, not {url!r}")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return cls(
-            f"{host}:{parts.port or 80}",
-            producer or f"{host}:9092",
-            worker or f"{host}:9091",
-            producer_token,
-            worker_token,
-        )
 
 
 class Rest:

@@ -1,88 +1,68 @@
-"""Loads a server of its own and says how many lives it carries: ``codeq bench``.
+"""Loads a server and says how many lives it carries: ``codeq bench``.
 
 A life is one task created, delivered to a handler, finished and acknowledged: 200 bytes of payload
 built and decoded, about 40 bytes of result. Server and clients are processes of their own on this
-machine. Each surface gets a fresh server.
+machine, and each measurement gets a fresh server, unless one is named. After each measurement the
+clients finish what is open, and their counts are compared with the server's own.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
-import os
-import platform
-import statistics
-import subprocess
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
+from hdrh.histogram import HdrHistogram
 
-from codeq.bench.clients import COLUMNS, Role, Tally
-from codeq.client.local import PRODUCER_TOKEN, WORKER_TOKEN, LocalServer, until_told
+from codeq.bench.plan import Role, Surface
+from codeq.bench.tally import ACKNOWLEDGED, COLUMNS, CREATED, Tally
+from codeq.bench.target import Codeq, Counters, Target
+from codeq.client.local import LocalServer
 from codeq.errors import CodeqError
 
 READY_SECONDS = 30.0
 LINE_BYTES_MAX = 64 << 20
-LATENCY_PER_SECOND = 200.0
-#: The table is not squeezed into less when it goes to a file.
-TABLE_CHARACTERS = 150
+WARM_UP_SECONDS = 2.0
+QUANTILES = (50.0, 90.0, 99.0, 99.9)
 
 
-class Surface(NamedTuple):
-    """A way to use the server. ``window``: lives open at a time; 0 = only creates are counted."""
+class Times(msgspec.Struct):
+    """Quantiles of times in ms; None without any time."""
 
-    name: str
-    kind: str
-    producers: Role
-    workers: Role | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    p999_ms: float | None = None
 
-
-def _surface(name: str, batch: int, calls: int, readys: int, **more: Any) -> Surface:
-    """Stream surfaces: ``batch`` creates a call with ``calls`` in flight, as many tasks a Ready."""
-    claim = more.pop("claim", batch)
-    make = Role("produce", "", PRODUCER_TOKEN, "", "", 0, batch, calls, **more)
-    take = Role("work", "", WORKER_TOKEN, "", "", 1, claim, readys, make.streams, make.merge)
-    return Surface(name, "lives", make, take)
-
-
-def _creates(name: str, batch: int, connections: int) -> Surface:
-    return Surface(name, "tasks", Role("rest", "", PRODUCER_TOKEN, "", "", 0, batch, connections))
-
-
-def _latency() -> Surface:
-    made = _surface("latency", 1, 1, 4, window=100_000, per_second=LATENCY_PER_SECOND)
-    assert made.workers is not None
-    made.workers.per_second = LATENCY_PER_SECOND
-    return made
-
-
-SURFACES = {
-    surface.name: surface
-    for surface in (
-        _surface("stream-batch-1000", 1000, 12, 12, window=48_000, streams=2),
-        _surface("stream-batch-256", 256, 16, 16, window=24_000, streams=2),
-        _surface("stream-single", 1, 2048, 8, window=8000, claim=256),
-        _surface("stream-single-wire", 1, 1024, 1024, window=8000, streams=4, merge=False),
-        _creates("rest-create", 1, 64),
-        _creates("rest-create-batch", 100, 8),
-        _latency(),
-    )
-}
+    @classmethod
+    def of(cls, histogram: HdrHistogram) -> Times:
+        if histogram.get_total_count() == 0:
+            return cls()
+        return cls(*(round(histogram.get_value_at_percentile(q) / 1e6, 3) for q in QUANTILES))
 
 
 class Measured(msgspec.Struct):
-    """What one surface did between two looks. Counts are those of the time between."""
+    """One measurement. The counts are those between two looks; None: it cannot be seen from here.
+
+    ``acknowledgement``: times from the moment a create call was due to its answer; ``delivery``:
+    from there to the handler. ``offered_per_second``: 0 = as fast as it goes. ``faults``: what the
+    clients and the server did not agree on.
+    """
 
     surface: str
     unit: str
+    batch: int
+    calls: int
+    streams: int
+    payload_bytes: int
+    offered_per_second: float
     seconds: float
     per_second: float
     created: int
@@ -90,11 +70,13 @@ class Measured(msgspec.Struct):
     finished: int
     acknowledged: int
     refused: int
-    server_cpu_seconds_per_100000: float
-    client_cpu_seconds: float
-    written_bytes_each: float
-    latency_p50_ms: float | None = None
-    latency_p99_ms: float | None = None
+    syncs_per_second: float
+    server_cpu_seconds_per_100000: float | None
+    client_cpu_seconds_per_100000: float
+    written_bytes_each: float | None
+    acknowledgement: Times
+    delivery: Times
+    faults: list[str]
 
 
 class Look(NamedTuple):
@@ -102,8 +84,9 @@ class Look(NamedTuple):
 
     at: float
     counts: list[int]
-    cpu_seconds: float
-    written_bytes: int
+    syncs: int
+    cpu_seconds: float | None
+    written_bytes: int | None
 
 
 class ClientProcess:
@@ -128,10 +111,13 @@ class ClientProcess:
                 raise CodeqError("internal", f"the {role.kind} client did not start")
         return cls(process)
 
-    async def stop(self) -> dict[str, Any]:
-        """Ends the client; returns its report."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+    def tell_to_stop(self) -> None:
+        assert self._process.stdin is not None
         self._process.stdin.close()
+
+    async def report(self) -> dict[str, Any]:
+        """Waits for the end of the client; returns what it saw."""
+        assert self._process.stdout is not None
         line = await self._process.stdout.readline()
         await self._process.wait()
         if not line:
@@ -149,83 +135,144 @@ class ClientProcess:
             await self._process.wait()
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def written_bytes(pid: int) -> int:
-    """Bytes a process has sent to the disk so far."""
+@contextlib.asynccontextmanager
+async def own_server(folder: Path, *, sync: bool) -> AsyncIterator[Codeq]:
+    """A fresh server in the folder, for as long as it is needed."""
+    settings = {
+        "PERSISTENCE_CONFIG_FSYNC_ON_COMMIT": str(sync).lower(),
+        "LIMITS_DISK_RESERVE_BYTES": str(64 << 20),
+        "LOG_LEVEL": "warn",
+    }
+    server = LocalServer(folder / "data", folder / "log", settings)
     try:
-        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
-    except PermissionError:
-        return 0
-    return int(dict(line.split(": ") for line in lines)["write_bytes"])
+        await server.start()
+        yield Codeq(server.http, server.producer, server.worker, pid=server.pid)
+    finally:
+        await server.kill()
 
 
-def look(tally: Tally, pid: int) -> Look:
-    counts = [tally.total(column) for column in COLUMNS]
-    return Look(time.monotonic(), counts, cpu_seconds(pid), written_bytes(pid))
+@contextlib.asynccontextmanager
+async def clients_of(roles: Sequence[Role]) -> AsyncIterator[list[ClientProcess]]:
+    """A process for each role, for as long as they are needed."""
+    clients: list[ClientProcess] = []
+    try:
+        for role in roles:
+            clients.append(await ClientProcess.start(role))
+        yield clients
+    finally:
+        await asyncio.gather(*(client.kill() for client in clients))
 
 
-async def measure(surface: Surface, seconds: float, *, sync: bool) -> Measured:
-    """Runs one surface on a fresh server and looks at it for ``seconds`` after a warm-up."""
+#: Opens a fresh server in a folder
+Opener = Callable[..., contextlib.AbstractAsyncContextManager[Target]]
+
+
+async def measure(
+    surface: Surface,
+    seconds: float,
+    *,
+    sync: bool = True,
+    target: Target | None = None,
+    opener: Opener = own_server,
+    tick: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Runs one surface and looks at it for ``seconds`` after a warm-up, at the ``target`` or at a
+    fresh server of the ``opener``. ``tick`` is called about once a second."""
     with tempfile.TemporaryDirectory(prefix="codeq-bench-") as scratch:
         folder = Path(scratch)
-        settings = {
-            "PERSISTENCE_CONFIG_FSYNC_ON_COMMIT": str(sync).lower(),
-            "LIMITS_DISK_RESERVE_BYTES": str(64 << 20),
-            "LOG_LEVEL": "warn",
-        }
-        server = LocalServer(folder / "data", folder / "log", settings)
-        tally = Tally(folder / "tally", 2)
-        clients: list[ClientProcess] = []
-        try:
-            await server.start()
-            for role in roles(surface, server, folder / "tally"):
-                clients.append(await ClientProcess.start(role))
-            await asyncio.sleep(min(1.0, seconds / 4))
-            first = look(tally, server.pid)
-            await asyncio.sleep(seconds)
-            last = look(tally, server.pid)
-            reports = [await client.stop() for client in reversed(clients)]
-        finally:
-            await asyncio.gather(*(client.kill() for client in clients))
-            await server.kill()
-    return measured(surface, first, last, reports)
+        if target is not None:
+            return await _measure(surface, seconds, target, folder, tick)
+        async with opener(folder, sync=sync) as own:
+            return await _measure(surface, seconds, own, folder, tick)
 
 
-def roles(surface: Surface, server: LocalServer, tally: Path) -> list[Role]:
+async def _measure(
+    surface: Surface, seconds: float, target: Target, folder: Path, tick: Callable[[], None]
+) -> Measured:
+    command = f"bench-{uuid.uuid4().hex[:12]}"
+    tally = Tally(folder / "tally", 2)
+    before = await target.counters(command)
+    async with clients_of(roles(surface, target, command, folder / "tally")) as clients:
+        await _pause(min(WARM_UP_SECONDS, seconds / 4), tick)
+        tally.note(True)
+        first = await look(tally, target)
+        await _pause(seconds, tick)
+        last = await look(tally, target)
+        tally.note(False)
+        reports = []
+        for client in reversed(clients):  # the producers end first, the workers drain
+            client.tell_to_stop()
+            reports.append(await client.report())
+    after = await target.counters(command)
+    return measured(surface, first, last, reports, disagreements(surface, tally, before, after))
+
+
+async def _pause(seconds: float, tick: Callable[[], None]) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(1.0, left))
+        tick()
+
+
+def roles(surface: Surface, target: Target, command: str, tally: Path) -> list[Role]:
     """The roles of a surface at this server, workers first."""
-    at = {"produce": server.producer, "work": server.worker, "rest": server.http}
-    both = [surface.workers, surface.producers]
-    return [
-        msgspec.structs.replace(role, address=at[role.kind], command="load", tally=str(tally))
-        for role in both
-        if role is not None
-    ]
+    found = []
+    for slot, role in enumerate((surface.producers, surface.workers)):
+        if role is not None:
+            address, token = target.address_of(role)
+            found.append(
+                msgspec.structs.replace(
+                    role, address=address, token=token, command=command,
+                    tally=str(tally), slot=slot,
+                )
+            )  # fmt: skip
+    return found[::-1]
+
+
+async def look(tally: Tally, target: Target) -> Look:
+    syncs = await target.syncs()
+    counts = [tally.total(column) for column in COLUMNS]
+    return Look(time.monotonic(), counts, syncs, target.cpu_seconds(), target.written_bytes())
+
+
+def disagreements(surface: Surface, tally: Tally, before: Counters, after: Counters) -> list[str]:
+    """What does not add up after everything was drained."""
+    created, acknowledged = tally.total(CREATED), tally.total(ACKNOWLEDGED)
+    faults = []
+    if after.created - before.created != created:
+        faults.append(f"{created} creates acknowledged, {after.created - before.created} counted")
+    if surface.workers is not None:
+        completed = after.completed - before.completed
+        if acknowledged != created:
+            faults.append(f"{created} tasks created, {acknowledged} results acknowledged")
+        if completed != created:
+            faults.append(f"{created} tasks created, {completed} counted as completed")
+    return faults
 
 
 def measured(
-    surface: Surface, first: Look, last: Look, reports: Sequence[dict[str, Any]]
+    surface: Surface,
+    first: Look,
+    last: Look,
+    reports: Sequence[dict[str, Any]],
+    faults: list[str],
 ) -> Measured:
+    """The figures between two looks."""
     created, delivered, finished, acknowledged = (
         after - before for before, after in zip(first.counts, last.counts, strict=True)
     )
     seconds = last.at - first.at
     done = acknowledged if surface.workers is not None else created
     each = max(done, 1)
-    latencies_ms = [
-        ns / 1e6
-        for report in reports
-        for at_ns, ns in report["deliveries"]
-        if first.at <= at_ns / 1e9 <= last.at
-    ]
-    quantiles = statistics.quantiles(latencies_ms, n=100) if len(latencies_ms) > 1 else []
+    make = surface.producers
     return Measured(
         surface=surface.name,
-        unit=surface.kind,
+        unit=surface.unit,
+        batch=make.batch,
+        calls=make.calls,
+        streams=make.streams,
+        payload_bytes=make.payload_bytes,
+        offered_per_second=make.per_second,
         seconds=round(seconds, 3),
         per_second=round(done / seconds, 1),
         created=created,
@@ -233,115 +280,26 @@ def measured(
         finished=finished,
         acknowledged=acknowledged,
         refused=sum(report["refused"] for report in reports),
-        server_cpu_seconds_per_100000=round(
-            (last.cpu_seconds - first.cpu_seconds) * 100_000 / each, 3
+        syncs_per_second=round((last.syncs - first.syncs) / seconds, 1),
+        server_cpu_seconds_per_100000=part(first.cpu_seconds, last.cpu_seconds, each / 100_000, 3),
+        client_cpu_seconds_per_100000=round(
+            sum(report["cpu_seconds"] for report in reports) * 100_000 / max(last.counts[0], 1), 3
         ),
-        client_cpu_seconds=round(sum(report["cpu_seconds"] for report in reports), 2),
-        written_bytes_each=round((last.written_bytes - first.written_bytes) / each, 1),
-        latency_p50_ms=round(quantiles[49], 3) if quantiles else None,
-        latency_p99_ms=round(quantiles[98], 3) if quantiles else None,
+        written_bytes_each=part(first.written_bytes, last.written_bytes, each, 1),
+        acknowledgement=Times.of(merged(reports, "acknowledgements")),
+        delivery=Times.of(merged(reports, "deliveries")),
+        faults=faults,
     )
 
 
-def surroundings(sync: bool) -> dict[str, str]:
-    """Machine, versions, commit and durability."""
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    packages = ("codeq", "grpcio", "granian", "rocksdict", "msgspec")
-    versions = [f"Python {platform.python_version()}", *map(installed, packages)]
-    return {
-        "machine": f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "versions": ", ".join(versions),
-        "commit": commit(),
-        "durability": "synced to disk before each acknowledgement" if sync else "NOT synced",
-    }
+def part(first: float | None, last: float | None, number: float, digits: int) -> float | None:
+    """What one of so many took, None when it could not be seen."""
+    return None if first is None or last is None else round((last - first) / number, digits)
 
 
-def installed(package: str) -> str:
-    """Name and version; codeq itself may run from a source tree, which ``commit`` names."""
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{package} from source"
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def print_table(results: Sequence[Measured], where: dict[str, str]) -> None:
-    console = Console(width=max(Console().width, TABLE_CHARACTERS))
-    for name, value in where.items():
-        console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
-    table = Table()
-    for name in ("surface", "per second", "created", "delivered", "finished", "acknowledged",
-                 "refused",
-                 "server CPU-s\nper 100,000", "bytes each", "p50 ms", "p99 ms"):  # fmt: skip
-        justify: Literal["left", "right"] = "left" if name == "surface" else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
-    for result in results:
-        counts = (result.created, result.delivered, result.finished, result.acknowledged)
-        table.add_row(
-            result.surface,
-            f"{result.per_second:,.0f} {result.unit}",
-            *(f"{count:,}" for count in counts),
-            f"{result.refused:,}",
-            f"{result.server_cpu_seconds_per_100000:.2f}",
-            f"{result.written_bytes_each:,.0f}",
-            *(f"{p:.2f}" if p is not None else "" for p in
-              (result.latency_p50_ms, result.latency_p99_ms)),
-        )  # fmt: skip
-    console.print(table)
-
-
-async def measure_all(
-    names: Sequence[str], seconds: float, sync: bool, results: list[Measured]
-) -> int:
-    for name in names:
-        results.append(await measure(SURFACES[name], seconds, sync=sync))
-    return 0
-
-
-def run(seconds: float, names: Sequence[str], *, sync: bool, as_json: bool) -> int:
-    """Measures the named surfaces (none = all) for ``seconds`` each and prints what came out.
-    Returns 0 when every surface made progress and nothing was refused."""
-    for name in names:
-        if name not in SURFACES:
-            known = ", ".join(SURFACES)
-            raise CodeqError("validation-error", f"no surface {name!r}; there are {known}")
-    results: list[Measured] = []
-    told = asyncio.run(until_told(measure_all(names or list(SURFACES), seconds, sync, results)))
-    if told:
-        return told
-    where = surroundings(sync)
-    if as_json:
-        report = {**where, "surfaces": results}
-        print(msgspec.json.format(msgspec.json.encode(report)).decode())
-    else:
-        print_table(results, where)
-    good = all(result.per_second > 0 and not result.refused for result in results)
-    return 0 if good else 1
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m codeq.bench.load", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each surface")
-    parser.add_argument("--surface", action="append", choices=list(SURFACES))
-    parser.add_argument("--sync", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    return run(given.seconds, given.surface or [], sync=given.sync, as_json=given.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def merged(reports: Sequence[dict[str, Any]], name: str) -> HdrHistogram:
+    """One histogram of what all clients noted."""
+    all_of_them = HdrHistogram.decode(reports[0][name])
+    for report in reports[1:]:
+        all_of_them.add(HdrHistogram.decode(report[name]))
+    return all_of_them

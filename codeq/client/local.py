@@ -9,6 +9,7 @@ import sys
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from codeq.errors import CodeqError
 
@@ -90,6 +91,16 @@ class LocalServer:
         """The last line of the log."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+def addresses_of(url: str, producer: str | None, worker: str | None) -> tuple[str, str, str]:
+    """HOST:PORT of REST and both streams. The streams are at their usual ports of the same host
+    unless they are named. Raises CodeqError for what is no http://HOST:PORT."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise CodeqError("validation-error", f"--url must be http://HOST:PORT, not {url!r}")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{parts.port or 80}", producer or f"{host}:9092", worker or f"{host}:9091"
 
 
 async def until_told(work: Coroutine[Any, Any, int]) -> int:

@@ -1,0 +1,115 @@
+"""One client process of the load bench: what all roles share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+from codeq.bench.plan import PAYLOAD_FRAME_BYTES, Role
+from codeq.bench.tally import ACKNOWLEDGED, CREATED, Tally
+
+PUBLISH_SECONDS = 0.02
+DRAIN_SECONDS = 30.0
+#: As fast as it goes, the delivery of so many tasks is timed once: noting a time is not free.
+TIMED_ONE_IN = 16
+SHORTEST_NS, LONGEST_NS, DIGITS = 1_000, 600_000_000_000, 3
+
+
+def times() -> HdrHistogram:
+    """An empty histogram of times in ns, good to three digits."""
+    return HdrHistogram(SHORTEST_NS, LONGEST_NS, DIGITS)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+class Client:
+    """One role at work: what the roles share."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.tally = Tally(Path(role.tally))
+        self.created = 0
+        self.refused = 0
+        self.stopping = asyncio.Event()
+        self.acknowledgements = times()  # of calls, from the moment they were due
+        self.deliveries = times()  # of tasks, likewise
+        self._text = "x" * max(0, role.payload_bytes - PAYLOAD_FRAME_BYTES)
+        self._one_in = 1 if role.per_second else TIMED_ONE_IN
+        self._cpu_s = cpu_seconds()
+
+    def payload(self, due_ns: int) -> dict[str, Any]:
+        """JSON of the wished size, built anew for each task, as a program would."""
+        number = self.created
+        sent = due_ns if number % self._one_in == 0 else 0
+        return {"sent": sent, "n": number, "to": "a@b.example", "text": self._text}
+
+    def handle(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """About 40 bytes of JSON."""
+        if payload["sent"] and self.tally.noting:
+            self.deliveries.record_value(time.monotonic_ns() - payload["sent"])
+        return {"n": payload["n"], "done": "with pleasure"}
+
+    def acknowledged(self, due_ns: int, made: int, refused: int) -> None:
+        """A call of the producer was answered."""
+        self.created += made
+        self.refused += refused
+        self.tally.put(self.role.slot, CREATED, self.created)
+        if self.tally.noting:
+            self.acknowledgements.record_value(time.monotonic_ns() - due_ns)
+
+    async def calls(self) -> AsyncIterator[int]:
+        """The moments, in ns, at which calls are due: now, as long as not too many lives are open
+        and nobody says stop."""
+        while not self.stopping.is_set():
+            while self.role.window and self._open() > self.role.window:
+                await asyncio.sleep(0.001)
+            yield time.monotonic_ns()
+
+    def _open(self) -> int:
+        return 0 if self.stopping.is_set() else self.created - self.tally.total(ACKNOWLEDGED)
+
+    async def schedule(self, call: Callable[[int], Awaitable[None]]) -> None:
+        """Makes calls at a fixed rate, whether or not the earlier ones were answered."""
+        began_ns, step_ns = time.monotonic_ns(), 1e9 * self.role.batch / self.role.per_second
+        under_way = set()
+        for number in range(sys.maxsize):
+            due_ns = began_ns + int(number * step_ns)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout((due_ns - time.monotonic_ns()) / 1e9):
+                    await self.stopping.wait()
+            if self.stopping.is_set():
+                break
+            task = asyncio.ensure_future(call(due_ns))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        await asyncio.gather(*under_way)
+
+    async def drained(self) -> None:
+        """Returns when everything created has been acknowledged, or is not going to be."""
+        await self.stopping.wait()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._left() and time.monotonic() < deadline:
+            await asyncio.sleep(PUBLISH_SECONDS)
+
+    def _left(self) -> bool:
+        return self.tally.total(ACKNOWLEDGED) < self.tally.total(CREATED)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "cpu_seconds": cpu_seconds() - self._cpu_s,
+            "refused": self.refused,
+            "acknowledgements": self.acknowledgements.encode().decode(),
+            "deliveries": self.deliveries.encode().decode(),
+        }

@@ -1,0 +1,215 @@
+"""What came out of a bench: a table, a JSON file, a drawing; always with machine, versions, commit
+and durability."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from codeq.bench.load import Measured, Times
+from codeq.errors import CodeqError
+
+#: The table is not squeezed into less when it goes to a file.
+TABLE_CHARACTERS = 150
+COLUMNS = (
+    "surface", "per second", "spread", "CPU-s per 100,000\nserver / clients", "bytes\neach",
+    "syncs\nper s", "ack ms\np50 / p99 / p99.9", "delivery ms\np50 / p99 / p99.9",
+)  # fmt: skip
+
+
+def surroundings(sync: bool | None) -> dict[str, str]:
+    """Machine, versions, commit and durability (None: the server's own affair)."""
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    packages = ("codeq", "grpcio", "granian", "rocksdict", "msgspec")
+    versions = [f"Python {platform.python_version()}", *map(installed, packages)]
+    durability = {
+        True: "synced to disk before each acknowledgement",
+        False: "NOT synced",
+        None: "as the server is set",
+    }
+    return {
+        "machine": f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "versions": ", ".join(versions),
+        "commit": commit(),
+        "durability": durability[sync],
+    }
+
+
+def installed(package: str) -> str:
+    """Name and version; codeq itself may run from a source tree, which ``commit`` names."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} from source"
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def by_load(results: Sequence[Measured]) -> dict[tuple[str, float], list[Measured]]:
+    """The runs of each surface and offered rate, in the order of the first."""
+    groups: dict[tuple[str, float], list[Measured]] = {}
+    for result in results:
+        groups.setdefault((result.surface, result.offered_per_second), []).append(result)
+    return groups
+
+
+def print_table(results: Sequence[Measured], where: dict[str, str]) -> None:
+    """One line for each surface and offered rate: medians over the runs."""
+    console = Console(width=max(Console().width, TABLE_CHARACTERS))
+    for name, value in where.items():
+        console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+    table = Table()
+    for name in COLUMNS:
+        justify: Literal["left", "right"] = "left" if name == "surface" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for (surface, offered), runs in by_load(results).items():
+        rates = [run.per_second for run in runs]
+        table.add_row(
+            surface + (f" at {offered:,.0f}/s" if offered else ""),
+            f"{statistics.median(rates):,.0f} {runs[0].unit}",
+            f"{min(rates):,.0f} to {max(rates):,.0f}" if len(runs) > 1 else "",
+            figure(runs, lambda run: run.server_cpu_seconds_per_100000, 2)
+            + " / "
+            + figure(runs, lambda run: run.client_cpu_seconds_per_100000, 2),
+            figure(runs, lambda run: run.written_bytes_each, 0),
+            figure(runs, lambda run: run.syncs_per_second, 0),
+            quantiles(runs, lambda run: run.acknowledgement),
+            quantiles(runs, lambda run: run.delivery),
+        )
+    console.print(table)
+    for result in results:
+        for fault in (*result.faults, *([f"{result.refused} refused"] if result.refused else ())):
+            console.print(f"{result.surface}: {fault}", style="red", highlight=False)
+
+
+def figure(runs: Sequence[Measured], pick: Callable[[Measured], float | None], digits: int) -> str:
+    """The median of one figure, empty when it is unknown."""
+    known = [value for value in map(pick, runs) if value is not None]
+    return f"{statistics.median(known):,.{digits}f}" if known else ""
+
+
+def quantiles(runs: Sequence[Measured], pick: Callable[[Measured], Times]) -> str:
+    """Medians of the quantiles, three digits each."""
+    columns = zip(*(msgspec.structs.astuple(pick(run)) for run in runs), strict=True)
+    p50, _, p99, p999 = (
+        statistics.median(known) if (known := [v for v in values if v is not None]) else None
+        for values in columns
+    )
+    if p50 is None or p99 is None or p999 is None:
+        return ""
+    return " / ".join(three_digits(value) for value in (p50, p99, p999))
+
+
+def three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def print_ratios(results: Sequence[Measured], peer: str) -> None:
+    """How many times the peer's figures those of codeq are."""
+    groups = by_load(results)
+    theirs = groups[peer, 0.0]
+    table = Table(title=f"codeq in units of {peer}")
+    for name in ("surface", "per second", "CPU of the server", "bytes written"):
+        table.add_column(name, justify="left" if name == "surface" else "right")
+    for (surface, _), ours in groups.items():
+        if surface != peer:
+            table.add_row(
+                surface,
+                ratio(ours, theirs, lambda run: run.per_second),
+                ratio(ours, theirs, lambda run: run.server_cpu_seconds_per_100000),
+                ratio(ours, theirs, lambda run: run.written_bytes_each),
+            )
+    Console(width=max(Console().width, TABLE_CHARACTERS)).print(table)
+
+
+def ratio(
+    ours: Sequence[Measured],
+    theirs: Sequence[Measured],
+    pick: Callable[[Measured], float | None],
+) -> str:
+    """Of the medians, empty when one of them is unknown."""
+    sides = [[v for run in runs if (v := pick(run)) is not None] for runs in (ours, theirs)]
+    if not all(sides) or not statistics.median(sides[1]):
+        return ""
+    return f"{statistics.median(sides[0]) / statistics.median(sides[1]):.2f}"
+
+
+def write_json(results: Sequence[Measured], where: dict[str, str], to: str) -> None:
+    """Every run with all its figures into a file, ``-`` = standard output."""
+    text = msgspec.json.format(msgspec.json.encode({**where, "runs": results})).decode()
+    if to == "-":
+        print(text)
+    else:
+        Path(to).write_text(text + "\n")
+
+
+def check_plot() -> None:
+    """Raises CodeqError when the drawing library is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise CodeqError("validation-error", "--plot needs: pip install codeq[bench]") from None
+
+
+def draw(results: Sequence[Measured], where: dict[str, str], to: Path) -> None:
+    """Bars of the ceilings, and latency against load where rates were offered."""
+    from matplotlib import pyplot
+
+    groups = by_load(results)
+    ceilings = {surface: runs for (surface, offered), runs in groups.items() if not offered}
+    offered_to = {surface for surface, offered in groups if offered}
+    panels = [panel for panel in (ceilings, offered_to) if panel]
+    drawing, axes = pyplot.subplots(
+        len(panels), figsize=(9, 4 * len(panels)), squeeze=False, layout="constrained"
+    )
+    places = list(axes[:, 0])
+    if ceilings:
+        place = places.pop(0)
+        medians = [statistics.median(run.per_second for run in runs) for runs in ceilings.values()]
+        low = [m - min(run.per_second for run in runs)
+               for m, runs in zip(medians, ceilings.values(), strict=True)]  # fmt: skip
+        high = [max(run.per_second for run in runs) - m
+                for m, runs in zip(medians, ceilings.values(), strict=True)]  # fmt: skip
+        bars = place.barh(list(ceilings), medians, xerr=[low, high])
+        place.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4)
+        place.set_xlabel("lives or tasks per second")
+        place.invert_yaxis()
+    for surface in sorted(offered_to):
+        loads = sorted((rate, runs) for (name, rate), runs in groups.items()
+                       if name == surface and rate)  # fmt: skip
+        for name, style in (("p50_ms", "-"), ("p99_ms", "--")):
+            place = places[0]
+            values = [statistics.median(getattr(run.delivery, name) or 0 for run in runs)
+                      for _, runs in loads]  # fmt: skip
+            place.plot([rate for rate, _ in loads], values, style, marker="o",
+                       label=f"{surface} {name.removesuffix('_ms')}")  # fmt: skip
+        places[0].set(xlabel="tasks per second offered", ylabel="create to delivery, ms")
+        places[0].set_yscale("log")
+        places[0].legend()
+    caption = f"{where['machine']}, {where['durability']}, commit {where['commit']}"
+    drawing.suptitle(caption, fontsize=8)
+    drawing.savefig(to)
+    pyplot.close(drawing)
