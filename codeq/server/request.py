@@ -221,7 +221,7 @@ def _new_request_id() -> bytes:
 
 
 class Request:
-    """One request. ``variable`` is the variable part of the path, still percent-encoded."""
+    """One request. ``variables`` are the variable parts of the path, still percent-encoded."""
 
     __slots__ = (
         "_complete",
@@ -234,7 +234,7 @@ class Request:
         "headers_bytes",
         "query",
         "request_id",
-        "variable",
+        "variables",
     )
 
     def __init__(self, scope: Message, receive: Receive) -> None:
@@ -244,7 +244,7 @@ class Request:
         self._held = 0
         self._tenant = ""
         self.gone = False
-        self.variable = b""
+        self.variables: tuple[bytes, ...] = ()
         self.query: bytes = scope["query_string"]
         headers: dict[bytes, bytes] = {}
         size = 0
@@ -336,9 +336,9 @@ class Request:
         self.gone = True
         lost()
 
-    def text(self) -> str:
-        """The variable part of the path, decoded; empty when it is not UTF-8."""
-        raw = self.variable
+    def text(self, place: int = 0) -> str:
+        """A variable part of the path, decoded; empty when it is not UTF-8."""
+        raw = self.variables[place]
         try:
             return (unquote_to_bytes(raw) if b"%" in raw else raw).decode()
         except UnicodeDecodeError:

@@ -71,10 +71,11 @@ STATIC: dict[tuple[str, bytes], Route] = {
     ),
     ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
 }
-#: Routes with one variable part, written {}, by method and path behind the prefix
+#: Routes with variable parts, written {}, by method and path behind the prefix
 VARIABLE: dict[tuple[str, bytes], Route] = {
     ("GET", b"tasks/{}"): Route(Auth.any, rest_tasks.get_task),
     ("GET", b"tasks/{}/result"): Route(Auth.any, rest_tasks.get_result),
+    ("GET", b"tasks/{}/artifacts/{}"): Route(Auth.any, rest_tasks.get_artifact),
     ("POST", b"tasks/{}/heartbeat"): Route(_worker(auth.SCOPE_HEARTBEAT), rest_leases.heartbeat),
     ("POST", b"tasks/{}/abandon"): Route(_worker(auth.SCOPE_ABANDON), rest_leases.abandon),
     ("POST", b"tasks/{}/nack"): Route(_worker(auth.SCOPE_NACK), rest_leases.nack),
@@ -167,13 +168,15 @@ class RestApp:
 
 
 def _variable(method: str, path: bytes, request: Request) -> Route | None:
-    """The route of a path with a variable part, which is left in the request."""
+    """The route of a path with variable parts, which are left in the request."""
     parts = path[len(PREFIX) + 1 :].split(b"/")
     place = 1 if parts[0] == b"tasks" else 2
     if len(parts) <= place or not parts[place]:
         return None
-    request.variable = parts[place]
-    parts[place] = b"{}"
+    places = (place,) if parts[place + 1 : -1] != [b"artifacts"] else (place, place + 2)
+    request.variables = tuple(parts[place] for place in places)
+    for place in places:
+        parts[place] = b"{}"
     return VARIABLE.get((method, b"/".join(parts)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -17,7 +16,6 @@ from codeq.model import (
     COMMANDS_MAX,
     INT32_MAX,
     WORKER_ID_BYTES_MAX,
-    Artifact,
     ClaimBody,
     CreatedItem,
     ItemRefusal,
@@ -30,6 +28,7 @@ from codeq.model import (
     Results,
     Tasks,
 )
+from codeq.server import artifacts
 from codeq.server.auth import Principal
 from codeq.server.request import (
     INVALID_BODY,
@@ -51,7 +50,6 @@ from codeq.server.views import item_refusal, record, task_of
 ESCAPED_BYTES_PER_BYTE = 6
 #: What a claimed task adds to the answer beside its payload and texts, at most
 TASK_OVERHEAD_BYTES = 1024
-ARTIFACT_NAME_BYTES_MAX = 255
 COMMAND_BYTES_MAX = 256
 
 _claim = msgspec.json.Decoder(ClaimBody)
@@ -62,14 +60,6 @@ _raw_result_batch = msgspec.json.Decoder(RawResultBatchBody)
 
 _HEARTBEAT_DONE = Reply(200, b'{"ok":true}')
 _ABANDON_DONE = Reply(200, b'{"status":"requeued"}')
-_CONTENT_ABSENT = Refusal(
-    None,
-    "validation-error",
-    400,
-    "INVALID_ARGUMENT",
-    "invalid artifacts: contentBase64 is not available in this release",
-    "",
-)
 _REFUSALS = {row.number or 0: refusal_reply(row) for row in errors.BY_NUMBER.values()}
 
 
@@ -347,7 +337,7 @@ class Batch:
         """Appends an item; None is one that could not be read."""
         task_id = "" if item is None else item.task_id or ""
         self.task_ids.append(task_id)
-        row, artifacts = _looked_at(item)
+        row, kept = _looked_at(item, self._edge.config.limits.result_bytes)
         if row is not None or item is None:
             self._places.append(row or errors.BODY_INVALID)
             return
@@ -361,7 +351,7 @@ class Batch:
             (item.status or "").encode(),
             result=None if sent in (b"", b"null") else sent,
             error=(item.error or "").encode(),
-            artifacts=artifacts,
+            artifacts=kept,
             worker=(item.worker_id or "").strip().encode(),
         )
         self._places.append((finishes, index))
@@ -395,37 +385,15 @@ def _answer_of(finishes: Finishes, index: int) -> ResultRecord | Refusal:
     number = finishes.codes[index]
     if number != OK:
         return errors.BY_NUMBER[number]
-    status, sent, error, artifacts, _ = finishes.item(index)
+    status, sent, error, kept, _ = finishes.item(index)
     completed_ms = finishes.completed_ms(index)
-    return record(finishes.task_id(index), status, completed_ms, sent, error, artifacts)
+    return record(finishes.task_id(index), status, completed_ms, sent, error, kept)
 
 
-def _looked_at(item: ResultBody | None) -> tuple[Refusal | None, bytes]:
+def _looked_at(item: ResultBody | None, artifacts_max: int) -> tuple[Refusal | None, bytes]:
     """(refusal or None, artifacts as stored) of an item, before the task is looked for."""
     if item is None:
         return errors.BODY_INVALID, b""
     if len((item.worker_id or "").strip().encode()) > WORKER_ID_BYTES_MAX:
         return errors.WORKER_ID_INVALID, b""
-    return _artifacts(item.artifacts or [])
-
-
-def _artifacts(sent: list[Artifact]) -> tuple[Refusal | None, bytes]:
-    kept: list[dict[str, Any]] = []
-    for artifact in sent:
-        if not _plain_name(artifact.name or ""):
-            return errors.ARTIFACT_INVALID, b""
-        if artifact.content_base64:
-            return _CONTENT_ABSENT, b""
-        if artifact.url:
-            kept.append({"name": artifact.name, "url": artifact.url})
-    return None, encode(kept) if kept else b""
-
-
-def _plain_name(name: str) -> bool:
-    """Whether the name is one plain file name."""
-    return (
-        bool(name.strip())
-        and name not in (".", "..")
-        and len(name.encode()) <= ARTIFACT_NAME_BYTES_MAX
-        and not any(char in "/\\" or not char.isprintable() for char in name)
-    )
+    return artifacts.kept(item.artifacts or [], artifacts_max)

@@ -37,10 +37,12 @@ from codeq.model import (
     TaskResult,
     parse_rfc3339,
 )
+from codeq.server import artifacts
 from codeq.server.auth import Principal
 from codeq.server.request import (
     INVALID_BODY,
     Edge,
+    Header,
     Refused,
     Reply,
     Request,
@@ -63,6 +65,11 @@ _raw_batch = msgspec.json.Decoder(RawCreateBatchBody)
 
 _TASK_ABSENT = error_reply("not-found", "not found")
 _RESULT_TASK_ABSENT = refusal_reply(TASK_NOT_FOUND)
+_DOWNLOAD: tuple[Header, ...] = (
+    (b"content-disposition", b"attachment"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox; default-src 'none'"),
+)
 _RAFT_OFF = Reply(200, b'{"enabled":false,"numGroups":0}')
 
 
@@ -221,6 +228,20 @@ async def get_result(edge: Edge, request: Request, principal: Principal) -> Repl
     if not view.has_record:
         return error_reply("not-found", "result not found", status=task.status)
     return Reply(200, encode(TaskResult(task, record_of(view))))
+
+
+async def get_artifact(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /tasks/{id}/artifacts/{name}: the file, for download only: it is a worker's word what it
+    is, and nothing in it may run with the rights of this page."""
+    answer, done = promise(edge.loop)
+    edge.shard.get(request.text(), principal.tenant, done)
+    view: TaskView | None = await answer
+    found = None if view is None else artifacts.content_of(view.artifacts, request.text(1))
+    if found is None:
+        edge.require_ready()
+        return _TASK_ABSENT
+    content_type: Header = (b"content-type", found.content_type.encode())
+    return Reply(200, found.content, (content_type, *_DOWNLOAD))
 
 
 def wait_seconds(text: str) -> int:

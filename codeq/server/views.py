@@ -7,6 +7,7 @@ from msgspec import UNSET, Raw
 from codeq.engine.shard import TaskView
 from codeq.errors import Refusal
 from codeq.model import RESULT_KEY, ItemRefusal, ResultRecord, Task, rfc3339
+from codeq.server import artifacts
 
 # The engine's state numbers
 READY, DELAYED, LEASED, COMPLETED, FAILED, DEAD = range(1, 7)
@@ -60,9 +61,10 @@ def record_of(view: TaskView) -> ResultRecord:
 
 
 def record(
-    task_id: str, status: str, ended_ms: int, result: bytes | None, error: str, artifacts: bytes
+    task_id: str, status: str, ended_ms: int, result: bytes | None, error: str, kept: bytes
 ) -> ResultRecord:
-    """A result record; a COMPLETED one always has a result."""
+    """A result record, with the artifacts that are kept of it; a COMPLETED one always has a
+    result."""
     if result is None and status == "COMPLETED":
         result = b"null"
     return ResultRecord(
@@ -71,7 +73,7 @@ def record(
         rfc3339(ended_ms),
         UNSET if result is None else Raw(result),
         "" if status == "COMPLETED" else error,
-        Raw(artifacts) if artifacts else UNSET,
+        artifacts.shown(task_id, kept),
     )
 
 

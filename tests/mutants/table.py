@@ -264,4 +264,20 @@ MUTANTS = (
         "due_ms = cq_plus(now_ms, (int64_t)item->delay_seconds * 1000 - 1);",
         "test_engine.py::test_create_due_later_is_delayed_and_run_at_wins",
     ),
+    # --- artifacts
+    Mutant(
+        "artifact-name-may-hold-a-path",
+        "codeq/server/artifacts.py",
+        'and not any(char in "/\\\\" or not char.isprintable() for char in name)',
+        "and all(char.isprintable() for char in name)",
+        "test_artifacts.py::test_T39_a_refused_artifact_stores_nothing",
+    ),
+    Mutant(
+        "artifact-content-not-kept",
+        "codeq/server/artifacts.py",
+        "found.append(Kept(name, content_base64=text, content_type=content_type))",
+        "found.append(Kept(name, content_type=content_type))",
+        "test_artifacts.py::"
+        "test_T32_T60_artifacts_of_a_batch_survive_a_restart_and_keep_to_their_tenant",
+    ),
 )
