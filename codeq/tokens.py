@@ -123,11 +123,15 @@ def _replace(path: Path, text: str) -> None:
 def public_jwk(key: PrivateKey) -> dict[str, str]:
     """The public half of a key as a member of a JWKS."""
     jwk = _members(key)
-    kind = jwk["kty"]
-    named = json.dumps({name: jwk[name] for name in THUMBPRINT[kind]}, separators=(",", ":"))
-    kid = urlsafe_b64encode(hashlib.sha256(named.encode()).digest()).rstrip(b"=").decode()
-    members = {name: jwk[name] for name in sorted(THUMBPRINT[kind])}
-    return {**members, "kid": kid, "use": "sig", "alg": algorithm_of(key)}
+    members = {name: jwk[name] for name in THUMBPRINT[jwk["kty"]]}
+    return {**members, "kid": thumbprint(jwk), "use": "sig", "alg": algorithm_of(key)}
+
+
+def thumbprint(jwk: dict[str, Any]) -> str:
+    """The id of a public key that follows from it (RFC 7638)."""
+    named = {name: jwk[name] for name in THUMBPRINT[jwk["kty"]]}
+    digest = hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).digest()
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def _members(key: PrivateKey) -> dict[str, Any]:

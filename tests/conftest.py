@@ -28,7 +28,7 @@ from codeq.config import Config, load
 from codeq.engine.clock import Clock
 from codeq.engine.shard import Shard
 from codeq.server.app import LoopRunner, shard_settings
-from codeq.server.auth import WORKER_SCOPES, Auth, AuthError, Principal
+from codeq.server.auth import WORKER_SCOPES, Auth, AuthError, Principal, Provider
 from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.rest import RestApp
@@ -216,7 +216,7 @@ class RestNode:
 
 @asynccontextmanager
 async def rest_node(
-    folder: Path, tokens: Tokens | None = None, flags: dict[str, Any] | None = None
+    folder: Path, tokens: Provider | None = None, flags: dict[str, Any] | None = None
 ) -> AsyncIterator[RestNode]:
     """A RestNode in which every "tenant/subject" is a token of both roles."""
     defaults = {"limits.diskReserveBytes": 0, "persistenceConfig.path": str(folder / "data")}
