@@ -146,6 +146,18 @@ def test_no_keys_at_all_is_503(tmp_path: Path, served: JwksServer) -> None:
     play(tmp_path, served, scenario)
 
 
+def test_a_stop_ends_the_wait_for_keys(tmp_path: Path, served: JwksServer) -> None:
+    async def scenario(node: RestNode, desk: Desk) -> None:
+        served.hold.clear()
+        client = await node.client(desk.issuer.token())
+        waiting = asyncio.create_task(client.post("/tasks", json={}))
+        await held(served)
+        node.app.stop()
+        assert refusal(await waiting) == (503, "unavailable", "unavailable")
+
+    play(tmp_path, served, scenario)
+
+
 def test_nobody_waits_for_keys_for_ever(tmp_path: Path) -> None:
     class Never:
         asked = 0
@@ -354,6 +366,8 @@ def test_one_token_works_on_rest_and_in_hello(jwks_node: Server, served: JwksSer
     assert refusal(answer) == (401, "unauthenticated", "invalid audience")
     claim = jwks_node.client(working).post("/tasks/claim", json={"commands": ["none"]})
     assert claim.status_code == 204
+    assert jwks_node.terminate() == 0
+    assert "Traceback" not in jwks_node.stderr_path.read_text()
 
 
 def _now_s() -> int:

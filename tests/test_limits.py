@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from codeq.server.limits import (
 )
 from codeq.server.streams import Status
 
-from .conftest import Tokens, refusal, rest_node
+from .conftest import Server, Tokens, refusal, rest_node
 from .fake_shard import FakeShard
 from .lines import FakePrincipal, House
+from .test_streams import Line, channel
 
 ALICE = Principal("alice", [], [], {"tid": "acme"})
 BOB = Principal("bob", [], [], {"tid": "acme"})
@@ -317,3 +319,26 @@ def test_rest_and_streams_share_the_buckets(tmp_path: Path) -> None:
             assert (await client.post("/tasks", json=create(1))).status_code == 429
 
     asyncio.run(check())
+
+
+def test_T62_the_settings_act_on_a_whole_server(start_server: Callable[..., Server]) -> None:
+    server = start_server(
+        RATE_LIMIT_PRODUCER_REQUESTS_PER_MINUTE="1", RATE_LIMIT_PRODUCER_BURST_SIZE="2"
+    )
+
+    client = server.client("dev-producer")
+    assert client.post("/tasks", json=create(1)).status_code == 201
+    with channel(server.producer) as opened:
+        first, second = Line(opened), Line(opened)
+        first.send(hello={"token": "dev-producer"})
+        assert first.read().HasField("hello_ack")
+        second.send(hello={"token": "dev-producer"})
+        assert second.status() == ("RESOURCE_EXHAUSTED", "rate limit exceeded")
+        first.send(create={"seq": 1, "command": "job"})
+        assert first.read().create_ack.ok
+        first.cancel()
+        second.half_close()
+    assert client.post("/tasks", json=create(1)).status_code == 429
+    scrape = httpx.get(f"http://{server.http}/metrics").text
+    hits = 'codeq_rate_limit_hits_total{operation="create_task",scope="producer"} 2.0'
+    assert hits in scrape

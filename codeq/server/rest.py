@@ -162,12 +162,20 @@ class RestApp:
 
     async def _admit_later(self, route: Route, token: str, awaited: KeysAwaited) -> Principal:
         """As ``route.admit``, once the keys that it needs have come or could not be had."""
+        edge = self.edge
         for _ in range(KEY_WAITS_MAX):
-            come, done = promise(self.edge.loop)
-            awaited.then(partial(done, None))
-            await come
+            come, done = promise(edge.loop)
+            call = partial(done, None)
+            awaited.then(call)
+            edge.add_wait(call)
             try:
-                return route.admit(self.edge.auth, token)
+                await come
+            finally:
+                edge.drop_wait(call)
+            if edge.stopping:
+                raise Refused(UNAVAILABLE)
+            try:
+                return route.admit(edge.auth, token)
             except KeysAwaited as again:
                 awaited = again
         raise AuthError("unavailable", KEYS_UNAVAILABLE)
