@@ -237,15 +237,6 @@ ALIASES = {
 NOT_AVAILABLE: dict[str, bool] = {
     "tls": True,
     "backupDir": False,
-    "identityJwksUrl": True,
-    "identityServiceUrl": True,
-    "workerJwksUrl": True,
-    "identityIssuer": False,
-    "identityAudience": False,
-    "workerIssuer": False,
-    "workerAudience": False,
-    "allowedClockSkewSeconds": False,
-    "streams.endAtTokenExpiry": False,
     "webhookHmacSecret": True,
     "resultWebhookMaxAttempts": False,
     "resultWebhookBaseBackoffSeconds": False,
@@ -254,7 +245,6 @@ NOT_AVAILABLE: dict[str, bool] = {
     "webhooks.perHost": False,
     "subscriptionMinIntervalSeconds": False,
     "subscriptionCleanupIntervalSeconds": False,
-    "rateLimit": True,
     "tracingEnabled": True,
     "tracingServiceName": False,
     "tracingOtlpEndpoint": False,
@@ -264,7 +254,6 @@ NOT_AVAILABLE: dict[str, bool] = {
     "raft.enabled": True,
 }
 PROVIDERS = ("static", "jwks", "multi")
-PROVIDERS_AVAILABLE = ("static",)
 
 
 class Key(NamedTuple):
@@ -383,10 +372,6 @@ def unavailable_settings(config: Config) -> tuple[list[str], list[str]]:
             continue
         lines = stops if NOT_AVAILABLE[max(names, key=len)] else warns
         lines.append(f"{key.path}: not available in this release")
-    for path in ("producerAuthProvider", "workerAuthProvider"):
-        provider = value_of(config, path)
-        if provider and provider not in PROVIDERS_AVAILABLE:
-            stops.append(f"{path}: provider {provider} is not available in this release")
     return stops, warns
 
 

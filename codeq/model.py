@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -194,6 +195,17 @@ class RawResultBatchBody(Struct, rename="camel"):
 
 # --- times ---------------------------------------------------------------------------------------
 
+_DURATION_PART = re.compile(r"(\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(ns|us|µs|ms|s|m|h)", re.ASCII)
+_DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.ASCII)
+_UNIT_NS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
 _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?(?:[Zz]|([+-])([01]\d|2[0-3]):([0-5]\d))",
     re.ASCII,
@@ -231,3 +243,15 @@ def parse_rfc3339(text: str) -> int | None:
         offset_ms = (int(hours) * 60 + int(minutes)) * 60_000
         ms += -offset_ms if sign == "+" else offset_ms
     return ms
+
+
+def parse_duration_ns(text: str) -> int | None:
+    """Nanoseconds of a duration such as ``60s``, ``1m30s`` or ``1.5h``; None when it is none."""
+    if text == "0":
+        return 0
+    if not _DURATION.fullmatch(text):
+        return None
+    total = Decimal(0)
+    for number, unit in _DURATION_PART.findall(text):
+        total += Decimal(number) * _UNIT_NS[unit]
+    return int(total)

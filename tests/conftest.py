@@ -28,7 +28,8 @@ from codeq.config import Config, load
 from codeq.engine.clock import Clock
 from codeq.engine.shard import Shard
 from codeq.server.app import LoopRunner, shard_settings
-from codeq.server.auth import WORKER_SCOPES, Auth, AuthError, Principal
+from codeq.server.auth import WORKER_SCOPES, Auth, AuthError, Principal, Provider
+from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
@@ -215,7 +216,7 @@ class RestNode:
 
 @asynccontextmanager
 async def rest_node(
-    folder: Path, tokens: Tokens | None = None, flags: dict[str, Any] | None = None
+    folder: Path, tokens: Provider | None = None, flags: dict[str, Any] | None = None
 ) -> AsyncIterator[RestNode]:
     """A RestNode in which every "tenant/subject" is a token of both roles."""
     defaults = {"limits.diskReserveBytes": 0, "persistenceConfig.path": str(folder / "data")}
@@ -225,9 +226,10 @@ async def rest_node(
     faults: list[str] = []
     shard = Shard.open(shard_settings(config), clock, runner, faults.append)
     known = tokens or Tokens()
-    app = RestApp(
-        shard, Auth(known, known), config, Metrics(shard), InFlight(config.limits.inflight_bytes)
-    )
+    limits = Limits(config.rate_limit, clock)
+    metrics = Metrics(shard, limits)
+    in_flight = InFlight(config.limits.inflight_bytes)
+    app = RestApp(shard, Auth(known, known), config, metrics, in_flight, limits)
     async with AsyncExitStack() as stack:
         yield RestNode(app, shard, stack)
     drained = asyncio.get_running_loop().create_future()

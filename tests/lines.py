@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from codeq.config import Config, Streams
+from codeq.config import Config, RateLimit, Streams
 from codeq.server.auth import WORKER_SCOPES, AuthError
+from codeq.server.limits import Limits
 from codeq.server.streams import Edge, InFlight, ProducerSession, Session, WorkerSession
 from tests.protos import producerpb, workerpb
 
@@ -53,18 +54,27 @@ class FakeTimer:
 class House:
     """An edge on any shard: tokens from a list, timers that a test rings, streams on Lines."""
 
-    def __init__(self, shard: Any, *, bytes_in_all: int = 1 << 30, **streams: Any) -> None:
+    def __init__(
+        self,
+        shard: Any,
+        *,
+        bytes_in_all: int = 1 << 30,
+        rate_limit: RateLimit | None = None,
+        **streams: Any,
+    ) -> None:
         self.shard = shard
         self.auth = FakeAuth()
         self.timers: list[FakeTimer] = []
         self.config = Config(streams=Streams(**streams))
         self.in_flight = InFlight(bytes_in_all)
+        self.limits = Limits(rate_limit or RateLimit(), shard.clock)
         self.edge = Edge(
             self.shard,
             self.auth,  # type: ignore[arg-type]
             self.config,
             self._call_later,
             self.in_flight,
+            self.limits,
         )
 
     def _call_later(self, seconds: float, callback: Callable[[], None]) -> FakeTimer:

@@ -12,7 +12,8 @@ import pytest
 
 from codeq.config import ConfigError
 from codeq.server import auth
-from codeq.server.auth import WORKER_SCOPES, Auth, AuthError, Principal, StaticProvider, bearer
+from codeq.server.auth import WORKER_SCOPES, Auth, AuthError, Principal, bearer
+from codeq.server.providers import StaticProvider
 
 from .conftest import RestNode, Server, Tokens, refusal, rest_node
 

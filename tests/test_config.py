@@ -261,17 +261,13 @@ def test_ignored_keys_warn(tmp_path: Path) -> None:
 
 def test_settings_of_missing_features() -> None:
     environ = {
-        "RATE_LIMIT_ADMIN_BURST_SIZE": "1",
         "TLS_HTTP_CERT_FILE": "c.pem",
         "RAFT_ENABLED": "true",
         "RAFT_SELF_ID": "n1",
         "BACKUP_DIR": "/backups",
-        "WORKER_AUTH_PROVIDER": "jwks",
     }
     stops, warns = config.unavailable_settings(load(environ=environ))
-    assert [line.partition(":")[0] for line in stops] == [
-        *("tls.http.certFile", "rateLimit.admin.burstSize", "raft.enabled", "workerAuthProvider")
-    ]
+    assert [line.partition(":")[0] for line in stops] == [*("tls.http.certFile", "raft.enabled")]
     assert [line.partition(":")[0] for line in warns] == ["backupDir", "raft.selfId"]
     assert config.unavailable_settings(load()) == ([], [])
 

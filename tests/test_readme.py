@@ -12,7 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from codeq import config
-from codeq.server.auth import SCOPE_RESULT, Auth
+from codeq.engine.clock import Clock
+from codeq.server.auth import SCOPE_RESULT
+from codeq.server.providers import build_auth
 from tests.conftest import ROOT, Server
 
 README = (ROOT / "README.md").read_text()
@@ -61,7 +63,7 @@ def test_T57_the_python_lines_do_what_they_say(start_server: Callable[..., Serve
 
 def test_T56_T57_the_settings_shown_load_and_their_tokens_share_a_tenant() -> None:
     settings = config.load(str(ROOT / "examples/codeq.yaml"))
-    auth = Auth.from_config(settings)
+    auth = build_auth(settings, Clock())
     producer = auth.producer("change-me-producer")
     worker = auth.worker("change-me-worker", SCOPE_RESULT)
     assert producer.tenant == worker.tenant == "acme"

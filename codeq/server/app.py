@@ -30,7 +30,9 @@ from codeq.engine.shard import Shard, ShardSettings
 from codeq.errors import CodeqError
 from codeq.server import grpc_server, logs
 from codeq.server.auth import Auth
+from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
+from codeq.server.providers import build_auth
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
 from codeq.server.watchdog import Watchdog
@@ -291,18 +293,19 @@ class Node:
         running."""
         config = self._config
         try:
-            auth = Auth.from_config(config)
-            reserved = self._reserve_all()
             clock = Clock()
+            auth = build_auth(config, clock)
+            reserved = self._reserve_all()
+            limits = Limits(config.rate_limit, clock)
             in_flight = InFlight(config.limits.inflight_bytes)
             shard = self._open_shard(clock)
-            self._metrics = Metrics(shard)
+            self._metrics = Metrics(shard, limits)
             shard.journal.observe = self._metrics.observe_commit
-            self._rest = RestApp(shard, auth, config, self._metrics, in_flight)
+            self._rest = RestApp(shard, auth, config, self._metrics, in_flight, limits)
             self._http = HttpListener(self._rest, config, reserved)
             await self._http.start()
             for kind in ("producer", "worker"):
-                await self._open_streams(kind, shard, auth, in_flight)
+                await self._open_streams(kind, shard, auth, in_flight, limits)
         except BaseException:
             await self.stop()
             raise
@@ -354,12 +357,14 @@ class Node:
         self._stops += [self._shard.close, runner.stop]  # undone backwards: the threads end first
         return self._shard
 
-    async def _open_streams(self, kind: str, shard: Shard, auth: Auth, in_flight: InFlight) -> None:
+    async def _open_streams(
+        self, kind: str, shard: Shard, auth: Auth, in_flight: InFlight, limits: Limits
+    ) -> None:
         address = self._stream_address(kind)
         if not address:
             return
         listener = await grpc_server.start(
-            shard, auth, self._config, kind, address, in_flight=in_flight
+            shard, auth, self._config, kind, address, in_flight=in_flight, limits=limits
         )
         self._streams[kind] = listener
         if self._metrics is not None:

@@ -1,17 +1,16 @@
-"""Who is calling: tokens to principals, and what each class of route asks of them.
+"""Who is calling: principals, and what each class of route asks of them.
 
-A provider turns a token into a ``Principal`` or raises ``AuthError``. ``Auth`` holds the provider
-of producer tokens and that of worker tokens and answers for both edges.
+A provider (providers.py, jwks.py) turns a token into a ``Principal`` or raises ``AuthError``, or
+``KeysAwaited`` when it has to fetch keys first. ``Auth`` holds the provider of producer tokens and
+that of worker tokens and answers for both edges.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from codeq.config import Config, ConfigError
 from codeq.errors import CodeqError
 
 SCOPE_CLAIM = "codeq:claim"
@@ -30,12 +29,27 @@ WILDCARD = "*"
 TENANT_CLAIMS = ("tid", "tenantId", "tenant_id", "organizationId", "organization_id")
 _TENANT = re.compile(r"[a-z][a-z0-9-]{1,62}", re.ASCII)
 
+#: How often one request or stream waits for keys before it is refused as unavailable: each of at
+#: most two providers of four may have one set to fetch
+KEY_WAITS_MAX = 8
+KEYS_UNAVAILABLE = "token keys cannot be fetched"
+
 
 class AuthError(CodeqError):
     """The caller is not let in. ``slug`` is unauthenticated, permission-denied or unavailable."""
 
 
-def _unauthenticated(message: str) -> AuthError:
+class KeysAwaited(Exception):
+    """Whether the caller is let in depends on keys that are being fetched. ``then(call)`` calls
+    back when they have come, or have not; then the same question is to be asked again."""
+
+    def __init__(self, then: Callable[[Callable[[], None]], None]) -> None:
+        super().__init__("keys are being fetched")
+        self.then = then
+
+
+def unauthenticated(message: str) -> AuthError:
+    """The refusal of a token, with the reason."""
     return AuthError("unauthenticated", message)
 
 
@@ -128,89 +142,26 @@ class Provider(Protocol):
     """Knows tokens."""
 
     def identify(self, token: str) -> Principal:
-        """The bearer of a token; raises AuthError (unauthenticated) with the reason."""
-
-
-class StaticProvider:
-    """One token, from the settings."""
-
-    def __init__(self, key: str, settings: Any) -> None:
-        """``settings`` is the token or a mapping; a ConfigError names ``key``."""
-        given = {"token": settings} if isinstance(settings, str) else settings
-        if not isinstance(given, dict):
-            raise ConfigError(key, "static needs a token")
-        for name in given:
-            if name not in ("token", "subject", "email", "scopes", "eventTypes", "raw"):
-                raise ConfigError(f"{key}.{name}", "unknown key")
-        self._token = _text(key, given, "token", "").strip().encode()
-        if not self._token:
-            raise ConfigError(f"{key}.token", "is missing")
-        raw = given.get("raw") or {}
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{key}.raw", "must be a mapping")
-        self._principal = Principal(
-            _text(key, given, "subject", "static"),
-            [*_list(key, given, "scopes"), *words(raw.get("scope")), *words(raw.get("scopes"))],
-            _list(key, given, "eventTypes") or _list(f"{key}.raw", raw, "eventTypes"),
-            raw,
-            email=_text(key, given, "email", ""),
-        )
-
-    def identify(self, token: str) -> Principal:
-        """The one bearer; compared in constant time."""
-        if hmac.compare_digest(token.strip().encode(), self._token):
-            return self._principal
-        raise _unauthenticated("invalid token")
-
-
-def _text(key: str, given: dict[str, Any], name: str, default: str) -> str:
-    value = given.get(name)
-    if value is None:
-        return default
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise ConfigError(f"{key}.{name}", "must be a text")
-    return value
-
-
-def _list(key: str, given: dict[str, Any], name: str) -> list[str]:
-    value = given.get(name)
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return value.split()
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"{key}.{name}", "must be a list of texts")
-    return value
-
-
-def build_provider(config: Config, role: str) -> Provider | None:
-    """The provider of a role (producer or worker) as the settings want it; None = none set."""
-    name = getattr(config, f"{role}_auth_provider")
-    key = f"{role}AuthConfig"
-    if not name:
-        return None
-    if name == "static":
-        return StaticProvider(key, getattr(config, f"{role}_auth_config"))
-    raise ConfigError(f"{role}AuthProvider", f"provider {name} is not available in this release")
+        """The bearer of a token; raises KeysAwaited, or AuthError with the reason: unauthenticated,
+        or unavailable when nothing can be said of the token now."""
 
 
 def bearer(header: bytes | None) -> str:
     """The token of an Authorization header; raises AuthError."""
     if header is None:
-        raise _unauthenticated("missing Authorization header")
+        raise unauthenticated("missing Authorization header")
     parts = header.split()
     if len(parts) != 2 or parts[0].lower() != b"bearer":
-        raise _unauthenticated("invalid Authorization format")
+        raise unauthenticated("invalid Authorization format")
     try:
         return parts[1].decode()
     except UnicodeDecodeError:
-        raise _unauthenticated("invalid token") from None
+        raise unauthenticated("invalid token") from None
 
 
 class Auth:
-    """What each class of routes, and each stream, asks of a token."""
+    """What each class of routes, and each stream, asks of a token. All raise AuthError or
+    KeysAwaited."""
 
     def __init__(
         self,
@@ -222,15 +173,6 @@ class Auth:
         self._producers = producers
         self._workers = workers
         self._allow_producer_as_worker = allow_producer_as_worker
-
-    @classmethod
-    def from_config(cls, config: Config) -> Auth:
-        """Builds both providers; raises ConfigError."""
-        return cls(
-            build_provider(config, "producer"),
-            build_provider(config, "worker"),
-            allow_producer_as_worker=config.allow_producer_as_worker,
-        )
 
     @property
     def has_producers(self) -> bool:
@@ -262,11 +204,16 @@ class Auth:
         """A worker, else a producer; either with a tenant."""
         if self._producers is None and self._workers is None:
             raise AuthError("unavailable", "producer validator not configured")
+        unavailable: AuthError | None = None
         for provider in (self._workers, self._producers):
-            principal = _identify(provider, token)
+            try:
+                principal = _identify(provider, token)
+            except AuthError as refused:
+                unavailable = refused
+                continue
             if principal is not None and (provider is self._producers or principal.has_event_types):
                 return _with_tenant(principal)
-        raise _unauthenticated("invalid token")
+        raise unavailable or unauthenticated("invalid token")
 
     def admin(self, token: str) -> Principal:
         """A producer who may administer the own tenant (operators: every tenant)."""
@@ -295,12 +242,14 @@ class Auth:
 
 
 def _identify(provider: Provider | None, token: str) -> Principal | None:
-    """As ``identify``, with None for a refused token."""
+    """As ``identify``, with None for a token that is no good."""
     if provider is None:
         return None
     try:
         return provider.identify(token)
-    except AuthError:
+    except AuthError as refused:
+        if refused.slug != "unauthenticated":
+            raise
         return None
 
 
@@ -312,9 +261,9 @@ def _with_tenant(principal: Principal) -> Principal:
 
 def _complete_worker(principal: Principal) -> Principal:
     if not principal.subject:
-        raise _unauthenticated("missing subject")
+        raise unauthenticated("missing subject")
     if not principal.has_event_types:
-        raise _unauthenticated("missing eventTypes")
+        raise unauthenticated("missing eventTypes")
     if not principal.scopes:
-        raise _unauthenticated("missing scope")
+        raise unauthenticated("missing scope")
     return principal

@@ -17,6 +17,7 @@ import grpc.aio
 from codeq.config import Config, parse_address
 from codeq.engine.shard import Shard
 from codeq.server.auth import Auth
+from codeq.server.limits import Limits
 from codeq.server.streams import Edge, InFlight, ProducerSession, Session, WorkerSession
 
 log = logging.getLogger("codeq.streams")
@@ -196,16 +197,19 @@ async def start(
     address: str,
     *,
     in_flight: InFlight | None = None,
+    limits: Limits | None = None,
 ) -> Listener:
     """Opens a listener for "producer" or "worker" streams on ``address`` (port 0: a free one).
 
-    ``in_flight`` bounds the events in hand; listeners that share it share the bound. Raises OSError
-    with one clear line when the address cannot be used.
+    ``in_flight`` bounds the events in hand, ``limits`` how often streams may be opened; listeners
+    that share them share the bounds. Raises OSError with one clear line when the address cannot be
+    used.
     """
     service, session_class = SERVICES[kind]
     server, bound = await _listen(config, kind, address)
     in_flight = in_flight or InFlight(config.limits.inflight_bytes)
-    edge = Edge(shard, auth, config, asyncio.get_running_loop().call_later, in_flight)
+    limits = limits or Limits(config.rate_limit, shard.clock)
+    edge = Edge(shard, auth, config, asyncio.get_running_loop().call_later, in_flight, limits)
     listener = Listener(edge, server, bound)
 
     async def stream(_: object, context: Any) -> None:

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from codeq import __version__
 from codeq.engine.shard import Shard
+from codeq.server.limits import Limits
 
 #: seconds from create to end
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -54,12 +55,13 @@ class Metrics(Collector):
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4.encode()
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, limits: Limits) -> None:
         self._shard = shard
         self.commit = Histogram()
         self.sync = Histogram()
         self.loop_blocked = Histogram()
         self.streams: dict[str, Callable[[], int]] = {}
+        self._limits = limits
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -115,6 +117,14 @@ class Metrics(Collector):
             ):
                 latency.add_metric([name, status], _cumulative(LATENCY_BUCKETS, buckets), sum_s)
         yield from (created, claimed, completed, expired, latency)
+        hits = CounterMetricFamily(
+            "codeq_rate_limit_hits",
+            "Refused, or webhooks put off, for lack of tokens.",
+            labels=["scope", "operation"],
+        )
+        for operation, count in self._limits.hits.items():
+            hits.add_metric(operation, count)
+        yield hits
 
     def _queues(self) -> Iterator[Metric]:
         labels = {row[0] for row in self._shard.engine.command_stats()}

@@ -18,6 +18,7 @@ from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import BODY_INVALID, SLUGS, CodeqError, Refusal
 from codeq.server.auth import Auth, Principal
+from codeq.server.limits import Limits, RateLimited
 from codeq.server.streams import InFlight
 
 T = TypeVar("T")
@@ -87,6 +88,19 @@ def error_reply(slug: str, message: str, **more: Any) -> Reply:
     return Reply(status, encode(error_body(slug, message, **more)), headers)
 
 
+def limited_reply(limited: RateLimited) -> Reply:
+    """429, with the time after which to ask again."""
+    seconds = limited.retry_after_seconds
+    body = error_body(
+        limited.slug,
+        limited.message,
+        scope=limited.operation.scope,
+        operation=limited.operation.name,
+        retryAfterSeconds=seconds,
+    )
+    return Reply(limited.http, encode(body), (JSON_TYPE, (b"retry-after", b"%d" % seconds)))
+
+
 def refusal_reply(row: Refusal) -> Reply:
     """The answer for one row of the table of refusals."""
     return error_reply(row.slug, row.message)
@@ -127,12 +141,15 @@ INVALID_BODY = refusal_reply(BODY_INVALID)
 class Edge:
     """What all handlers share; one per listener."""
 
-    def __init__(self, shard: Shard, auth: Auth, config: Config, in_flight: InFlight) -> None:
+    def __init__(
+        self, shard: Shard, auth: Auth, config: Config, in_flight: InFlight, limits: Limits
+    ) -> None:
         self.shard = shard
         self.auth = auth
         self.config = config
         self.clock = shard.clock
         self.in_flight = in_flight
+        self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.stopping = False
         self.reading = Reading(self.loop)

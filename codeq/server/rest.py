@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NamedTuple
 
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
 from codeq.server import auth, rest_leases, rest_tasks
-from codeq.server.auth import Auth, Principal, bearer
+from codeq.server.auth import (
+    KEY_WAITS_MAX,
+    KEYS_UNAVAILABLE,
+    Auth,
+    AuthError,
+    KeysAwaited,
+    Principal,
+    bearer,
+)
+from codeq.server.limits import Limits, RateLimited
 from codeq.server.metrics import Metrics
 from codeq.server.request import (
     CLOSE,
@@ -33,6 +43,8 @@ from codeq.server.request import (
     Request,
     Send,
     error_reply,
+    limited_reply,
+    promise,
 )
 from codeq.server.streams import InFlight
 
@@ -89,9 +101,15 @@ class RestApp:
     """The ASGI application. Make it inside the loop it is to run in."""
 
     def __init__(
-        self, shard: Shard, known: Auth, config: Config, metrics: Metrics, in_flight: InFlight
+        self,
+        shard: Shard,
+        known: Auth,
+        config: Config,
+        metrics: Metrics,
+        in_flight: InFlight,
+        limits: Limits,
     ) -> None:
-        self.edge = Edge(shard, known, config, in_flight)
+        self.edge = Edge(shard, known, config, in_flight, limits)
         self._metrics = metrics
         self._open = {b"/healthz": self._healthz, b"/readyz": self._readyz}
         self._open[b"/metrics"] = self._scrape
@@ -125,10 +143,15 @@ class RestApp:
             if route is None:
                 return self._outside(method, path)
             token = bearer_of(request, route)
-            principal = route.admit(self.edge.auth, token)
+            try:
+                principal = route.admit(self.edge.auth, token)
+            except KeysAwaited as awaited:
+                principal = await self._admit_later(route, token, awaited)
             return await route.handle(self.edge, request, principal)
         except Refused as refused:
             return refused.reply
+        except RateLimited as limited:
+            return limited_reply(limited)
         except CodeqError as error:
             return error_reply(error.slug, error.message)
         except ClientGone:
@@ -136,6 +159,26 @@ class RestApp:
         except Exception:
             log.exception("a fault in %s %s", method, path.decode("ascii", "replace"))
             return INTERNAL
+
+    async def _admit_later(self, route: Route, token: str, awaited: KeysAwaited) -> Principal:
+        """As ``route.admit``, once the keys that it needs have come or could not be had."""
+        edge = self.edge
+        for _ in range(KEY_WAITS_MAX):
+            come, done = promise(edge.loop)
+            call = partial(done, None)
+            awaited.then(call)
+            edge.add_wait(call)
+            try:
+                await come
+            finally:
+                edge.drop_wait(call)
+            if edge.stopping:
+                raise Refused(UNAVAILABLE)
+            try:
+                return route.admit(edge.auth, token)
+            except KeysAwaited as again:
+                awaited = again
+        raise AuthError("unavailable", KEYS_UNAVAILABLE)
 
     def _route(self, method: str, path: bytes, request: Request) -> Route | None:
         route = STATIC.get((method, path))

@@ -30,6 +30,7 @@ from codeq.model import (
 )
 from codeq.server import artifacts
 from codeq.server.auth import Principal
+from codeq.server.limits import CLAIM
 from codeq.server.request import (
     INVALID_BODY,
     NO_CONTENT,
@@ -68,12 +69,14 @@ _REFUSALS = {row.number or 0: refusal_reply(row) for row in errors.BY_NUMBER.val
 
 async def claim(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/claim"""
+    _admit(edge, principal)
     body = decode(_claim, await request.body(edge, principal) or b"{}")
     return await _claimed(edge, request, principal, body, count=1, single=True)
 
 
 async def claim_batch(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/claim/batch"""
+    _admit(edge, principal)
     body = decode(_claim, await request.body(edge, principal))
     if body.count is None or body.count < 1:
         raise Refused(INVALID_BODY)
@@ -81,6 +84,11 @@ async def claim_batch(edge: Edge, request: Request, principal: Principal) -> Rep
     if body.count > largest:
         return error_reply("validation-error", f"count exceeds maximum of {largest}")
     return await _claimed(edge, request, principal, body, count=body.count, single=False)
+
+
+def _admit(edge: Edge, principal: Principal) -> None:
+    edge.require_ready()
+    edge.limits.admit(CLAIM, principal)
 
 
 async def _claimed(
@@ -131,6 +139,7 @@ async def _claimed(
     if delivery is None:
         edge.require_ready()
         return NO_CONTENT
+    edge.limits.pay(CLAIM, principal, len(delivery) - 1)  # the first was paid for with the claim
     return _assignment(edge, delivery, single=single)
 
 

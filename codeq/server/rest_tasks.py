@@ -39,6 +39,7 @@ from codeq.model import (
 )
 from codeq.server import artifacts
 from codeq.server.auth import Principal
+from codeq.server.limits import CREATE_TASK
 from codeq.server.request import (
     INVALID_BODY,
     Edge,
@@ -79,6 +80,7 @@ _RAFT_OFF = Reply(200, b'{"enabled":false,"numGroups":0}')
 async def create(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks"""
     edge.require_creates(principal.tenant)
+    edge.limits.admit(CREATE_TASK, principal)
     item = decode(_create, await request.body(edge, principal))
     payload = bytes(item.payload)
     if payload in (b"", b"null"):
@@ -94,6 +96,7 @@ async def create(edge: Edge, request: Request, principal: Principal) -> Reply:
 async def create_batch(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/batch: a bad item is refused in its place, the others are one commit."""
     edge.require_creates(principal.tenant)
+    edge.limits.require(CREATE_TASK, principal)
     body = await request.body(edge, principal)
     bare = body.lstrip(b" \t\r\n")[:1] == b"["
     items = _batch_items(body, bare=bare)
@@ -102,6 +105,7 @@ async def create_batch(edge: Edge, request: Request, principal: Principal) -> Re
     largest = edge.config.limits.create_batch
     if len(items) > largest:
         return error_reply("validation-error", f"batch size exceeds maximum of {largest}")
+    edge.limits.admit(CREATE_TASK, principal, len(items))
     creates = Creates()
     trace = _trace(request)
     for item in items:

@@ -20,7 +20,15 @@ from codeq import errors
 from codeq.config import Config
 from codeq.engine import _wire
 from codeq.engine.shard import Shard
-from codeq.server.auth import Auth, AuthError, Principal
+from codeq.server.auth import (
+    KEY_WAITS_MAX,
+    KEYS_UNAVAILABLE,
+    Auth,
+    AuthError,
+    KeysAwaited,
+    Principal,
+)
+from codeq.server.limits import CLAIM, CREATE_TASK, Limits, Operation, RateLimited
 from codeq.server.readys import Assignment, ReadyRefused, Readys
 
 WORKER_ID_BYTES_MAX = 256
@@ -124,12 +132,14 @@ class Edge:
         config: Config,
         call_later: Callable[[float, Callable[[], None]], Timer],
         in_flight: InFlight,
+        limits: Limits,
     ) -> None:
         self.shard = shard
         self.auth = auth
         self.config = config
         self.call_later = call_later
         self.in_flight = in_flight
+        self.limits = limits
         self.sessions: set[Session] = set()
         self._stopping = False
 
@@ -174,6 +184,8 @@ class Session:
     otherwise than before. ``status`` is None until the stream is to end.
     """
 
+    _operation: Operation  # what a stream of this kind pays for
+
     def __init__(
         self, edge: Edge, wake_reader: Callable[[], None], wake_writer: Callable[[], None]
     ) -> None:
@@ -192,6 +204,8 @@ class Session:
         self._events = 0
         self._bytes = 0
         self._reader_waits = False
+        self._key_waits = 0
+        self._keys_awaited = False
         self._out: deque[Outgoing] = deque()
         self._current: Outgoing | None = None
         self._closed = False
@@ -204,7 +218,7 @@ class Session:
     def may_read(self) -> bool:
         """Whether the next message may be read; if not, ``wake_reader`` is called later."""
         full = self._events >= self._events_max or self._bytes >= self._bytes_max
-        if not full and self._has_room():
+        if not full and not self._keys_awaited and self._has_room():
             return True
         self._reader_waits = True
         return False
@@ -214,9 +228,7 @@ class Session:
         if self.status is not None:
             return
         size = len(message)
-        self._events += 1
-        self._bytes += size
-        self._in_flight.take(self._tenant, size)
+        self._hold(size)
         try:
             kind, event = self._decode(message)
         except _wire.WireError as fault:
@@ -295,6 +307,10 @@ class Session:
             if kind != _wire.HELLO:
                 raise HelloRefused("FAILED_PRECONDITION", "first event must be Hello")
             principal, ack = self._welcome(event)
+            self._admit(principal)
+        except KeysAwaited as awaited:
+            self._await_keys(awaited, partial(self._open, kind, event, size), size)
+            return
         except AuthError as refused:
             self._release(1, size)
             self.end(*auth_status(refused))
@@ -310,6 +326,31 @@ class Session:
         self._in_flight.take(self._tenant, size)
         self._watch_expiry()
         self._reply(ack, size)
+
+    def _await_keys(self, awaited: KeysAwaited, ask_again: Callable[[], None], size: int) -> None:
+        """Who speaks will be known when keys have come; until then nothing more is read."""
+        self._release(1, size)
+        self._key_waits += 1
+        if self._key_waits > KEY_WAITS_MAX:
+            self.end("UNAVAILABLE", KEYS_UNAVAILABLE)
+            return
+
+        def come() -> None:
+            self._keys_awaited = False
+            if self.status is None:
+                self._hold(size)
+                ask_again()
+                self._wake_reader()
+
+        self._keys_awaited = True
+        awaited.then(come)
+
+    def _admit(self, principal: Principal) -> None:
+        """A stream pays for one request, and nothing for its events."""
+        try:
+            self._edge.limits.admit(self._operation, principal)
+        except RateLimited as limited:
+            raise HelloRefused("RESOURCE_EXHAUSTED", limited.message) from None
 
     def _hello_overdue(self) -> None:
         self.end("DEADLINE_EXCEEDED", "no Hello within the time allowed")
@@ -334,6 +375,12 @@ class Session:
             self._timer = None
 
     # --- events in hand
+
+    def _hold(self, size: int) -> None:
+        """One more event is in hand."""
+        self._events += 1
+        self._bytes += size
+        self._in_flight.take(self._tenant, size)
 
     def _release(self, events: int, size: int) -> None:
         self._events -= events
@@ -398,6 +445,8 @@ def auth_status(refused: AuthError) -> Status:
 class ProducerSession(Session):
     """The stream of one producer: creates in, one acknowledgement for each out."""
 
+    _operation = CREATE_TASK
+
     def __init__(
         self, edge: Edge, wake_reader: Callable[[], None], wake_writer: Callable[[], None]
     ) -> None:
@@ -459,6 +508,8 @@ class ProducerSession(Session):
 
 class WorkerSession(Session):
     """The stream of one worker: Readys and results in, assignments and acknowledgements out."""
+
+    _operation = CLAIM
 
     def __init__(
         self, edge: Edge, wake_reader: Callable[[], None], wake_writer: Callable[[], None]
