@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from codeq.engine._engine import Claim, Engine, TaskView
+from codeq.engine._engine import Claim, Engine
+from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes, format_id
 
 TENANT, WORKER, SUBJECT = b"acme", b"w1", b"sub1"

@@ -17,7 +17,8 @@ import msgspec
 
 from codeq import errors
 from codeq.engine import _engine, targets
-from codeq.engine._engine import Claim, Engine, TaskView
+from codeq.engine._engine import Claim, Engine
+from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes, parse_id
 from codeq.engine.claims import ClaimRequest, Claims, Delivery, Waiter
 from codeq.engine.clock import Clock
@@ -120,7 +121,10 @@ class Shard:
         self._store = store
         self._claims = Claims(engine)
         self._keys = Keys(
-            store, settings.idempotency_window_seconds * 1000, lenient=settings.idempotency_lenient
+            engine,
+            store,
+            settings.idempotency_window_seconds * 1000,
+            lenient=settings.idempotency_lenient,
         )
         self._waits: dict[bytes, list[ResultWait]] = {}
         self._due: tuple[int, Callable[[], None]] | None = None
