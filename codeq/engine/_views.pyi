@@ -45,6 +45,9 @@ class TaskView:
     ended_subject: str
     body_chunk: int | None
 
+    @property
+    def number(self) -> int:
+        """Its place in creation order, over all tenants."""
     def fill(self, chunks: Mapping[int, bytes]) -> None:
         """Reads body and, if ended, the ended record from the chunks; raises CorruptRecord."""
 

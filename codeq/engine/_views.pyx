@@ -56,6 +56,10 @@ cdef class TaskView:
         self.ended_worker = self.ended_subject = ""
         self.id_bytes = self.payload = self.artifacts = b""
 
+    @property
+    def number(self):
+        return cq_id_number(id_of(self.id_bytes))
+
     cdef int read_body(self, cq_bytes stored, uint8_t flags) except -1:
         cdef cq_body body
         if cq_body_read(stored, flags, &body) != CQ_DONE:

@@ -17,6 +17,7 @@ import msgspec
 
 from codeq import errors
 from codeq.engine._engine import Engine
+from codeq.engine._views import CorruptRecord
 from codeq.engine._wire import Creates
 from codeq.engine.store import Store
 
@@ -122,11 +123,21 @@ class Keys:
     def _with_task(self, found: list[_Known | None]) -> list[_Known | None]:
         """Without those whose task is gone. One that left memory with the group before this one
         has its directory in the store already."""
-        held = [known is None or self._engine.holds(known.task_id) for known in found]
-        for i, known in enumerate(found):
-            if known is not None and held[i] is None:
-                values = self._store.get(self._engine.directory_keys(known.task_id))
-                held[i] = self._engine.holds_stored(known.task_id, values)
+        held = [known and self._engine.holds(known.task_id) for known in found]
+        asked = {
+            i: self._engine.directory_keys(k.task_id)
+            for i, k in enumerate(found)
+            if k is not None and held[i] is None
+        }
+        values = iter(self._store.get([key for keys in asked.values() for key in keys]))
+        for i, keys in asked.items():
+            known = found[i]
+            assert known is not None
+            try:
+                own = [next(values) for _ in keys]
+                held[i] = self._engine.holds_stored(known.task_id, own)
+            except CorruptRecord as error:
+                raise errors.StoreError(f"the store is damaged: {error}") from error
         return [known if held[i] else None for i, known in enumerate(found)]
 
     def _binding(self, known: _Known | None, now_ms: int) -> _Known | None:
