@@ -174,6 +174,13 @@ class Node:
         assert len(got) == 1
         return got[0][0] if len(got[0]) == 1 else got[0]
 
+    def ask_done(self, operation: Any, *arguments: Any) -> None:
+        """Waits for an operation that answers nothing but that it is durable."""
+        done: list[int] = []
+        operation(*arguments, lambda: done.append(1))
+        self.settle()
+        assert done == [1]
+
     def stats(self, command: str = "job", tenant: str = "t") -> tuple[int, int, int, int]:
         counts: tuple[int, int, int, int] = self.ask(self.shard.queues.stats, tenant, command)[1:5]
         return counts
