@@ -14,6 +14,7 @@ from codeq.engine import queues
 from codeq.engine._engine import COMPLETED, DEAD, DELAYED, FAILED, LEASED, READY
 from codeq.engine.cleanup import REQUEST_LOOKS_MAX
 from codeq.engine.listing import PAGE_LOOKS_MAX
+from codeq.engine.store import Store
 from codeq.engine.stored import Wanted
 
 from .node import Node
@@ -344,14 +345,15 @@ def test_T2_stragglers_are_listed_in_their_place(tmp_path: Path) -> None:
 # --- statistics
 
 
-def test_T50_statistics_cost_the_same_at_10_and_at_100000_tasks(tmp_path: Path) -> None:
+def test_T50_statistics_cost_the_same_at_10_and_at_100000_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No walk looks at a task, and the store is asked nothing, whatever the depth."""
     node = Node(tmp_path / "data")
     asked: list[Any] = []
-    store = node.shard._store
-    get, scan = store.get, store.scan
-    store.get = lambda keys: (asked.append(keys), get(keys))[1]  # type: ignore[method-assign]
-    store.scan = lambda *range_: (asked.append(range_), scan(*range_))[1]  # type: ignore[method-assign]
+    get, scan = Store.get, Store.scan
+    monkeypatch.setattr(Store, "get", lambda *of: (asked.append(of), get(*of))[1])
+    monkeypatch.setattr(Store, "scan", lambda *of: (asked.append(of), scan(*of))[1])
     for batches in (0, 100):
         for _ in range(batches):
             node.create_batch([{"payload": b"1"}] * 1000)
@@ -363,7 +365,6 @@ def test_T50_statistics_cost_the_same_at_10_and_at_100000_tasks(tmp_path: Path) 
         assert node.stats() == (depth, 0, 0, 0)
         assert node.ask(node.shard.queues.all, "t") == [("job", depth, 0, 0, 0, "t")]
         assert node.shard.engine.looked == before and asked == []
-    del store.get, store.scan  # type: ignore[method-assign]
     node.close()
 
 
