@@ -403,7 +403,7 @@ static cq_status place(cq_engine *engine, cq_slot *slot, int64_t now_ms, int64_t
     if (cq_heap_reserve(&engine->due, 1) != CQ_DONE ||
         (dead && cq_order_reserve(dead_numbers, number) != CQ_DONE))
         return CQ_NO_MEMORY;
-    cq_heap_push(&engine->due, slot->due_ms, number, &slot->heap_at);
+    cq_heap_push(&engine->due, slot->due_ms, cq_id_number(slot->id), &slot->heap_at);
     if (dead)
         cq_order_add(dead_numbers, number);
     return CQ_DONE;

@@ -563,7 +563,7 @@ def test_T35_cleanup_keeps_to_its_time_limit_and_count(node: Node) -> None:
     assert listed(node) == late
 
 
-def test_T35_a_request_looks_at_a_bounded_number_and_the_next_goes_on(node: Node) -> None:
+def test_T35_a_request_looks_at_a_bounded_part_and_the_next_goes_on(node: Node) -> None:
     for _ in range(4):
         node.create_batch([{"payload": b"1"}] * 3000, "u")
         end(node, 3000)
