@@ -531,10 +531,14 @@ def test_T17_a_pause_is_answered_after_its_sync(node: Node) -> None:
 def test_T35_cleanup_removes_only_the_own_ended_tasks(
     node: Node, again: Callable[[], None]
 ) -> None:
-    gone = end(node, 300) + bury(node, 2) + end(node, 3)
+    gone, theirs = [], []
+    for _ in range(30):  # buckets with tasks of both
+        gone += end(node, 10)
+        theirs += end(node, 10, tenant="u")
+    gone += bury(node, 2) + end(node, 3)
     cancelled = node.create()
     node.ask(node.shard.cancel, cancelled, "t")
-    theirs = end(node, 300, tenant="u") + bury(node, 2, tenant="u")
+    theirs += bury(node, 2, tenant="u")
     live = [node.create(), node.create(delay_seconds=10**6)]
     leased = node.create(command="leased")
     node.claim(("leased",), lease_ms=10**9)
