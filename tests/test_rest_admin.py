@@ -326,6 +326,21 @@ def test_bad_cleanups(producer: httpx.Client, body: bytes, message: str) -> None
     assert refusal(answer) == (400, "validation-error", message)
 
 
+def test_cleanup_is_limited(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        settings = {"rateLimit.admin.requestsPerMinute": 1, "rateLimit.admin.burstSize": 1}
+        async with rest_node(tmp_path, admins(), settings) as node:
+            ours = await node.client("ours")
+            assert (await ours.post("/admin/tasks/cleanup")).status_code == 200
+            answer = await ours.post("/admin/tasks/cleanup")
+            assert refusal(answer) == (429, "rate-limited", "rate limit exceeded")
+            told = answer.json()
+            assert (told["scope"], told["operation"]) == ("admin", "cleanup")
+            assert (await ours.get("/admin/queues")).status_code == 200
+
+    asyncio.run(scenario())
+
+
 # --- tenants
 
 

@@ -36,6 +36,7 @@ from codeq.model import (
     rfc3339,
 )
 from codeq.server.auth import Principal
+from codeq.server.limits import CLEANUP
 from codeq.server.request import (
     Edge,
     Refused,
@@ -290,6 +291,7 @@ async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
     limit = body.limit or 0
     limit = min(limit, CLEANUP_LIMIT_MAX) if limit > 0 else CLEANUP_LIMIT_DEFAULT
     edge.require_ready()
+    edge.limits.admit(CLEANUP, principal)
     answer, done = promise(edge.loop)
     edge.shard.cleanup.run(_changed(request, principal), before_ms, limit, done)
     return Reply(200, encode(Cleaned(await answer, rfc3339(before_ms), limit)))
