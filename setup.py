@@ -1,4 +1,4 @@
-"""The two extension modules and the four builds: CODEQ_BUILD=release|debug|sanitize|trace."""
+"""The extension modules and the four builds: CODEQ_BUILD=release|debug|sanitize|trace."""
 
 import os
 from glob import glob
@@ -34,8 +34,10 @@ DIRECTIVES = {
     "embedsignature": False,
     "linetrace": BUILD == "trace",
 }
+CORE = sorted({*glob("csrc/*.c")} - {"csrc/wire.c"})
 C_SOURCES = {
-    "_engine": sorted({*glob("csrc/*.c")} - {"csrc/wire.c"}),
+    "_engine": CORE,
+    "_views": CORE,
     "_wire": ["csrc/text.c", "csrc/wire.c"],
 }
 
@@ -53,7 +55,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("_engine"), extension("_wire")],
+        [extension("_engine"), extension("_views"), extension("_wire")],
         build_dir=None if BUILD == "trace" else "build/cython",
         compiler_directives=DIRECTIVES,
     )

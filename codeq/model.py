@@ -69,6 +69,46 @@ class QueueStats(Struct, rename="camel", omit_defaults=True):
     tenant_id: str = ""
 
 
+class Queues(Struct):
+    """Answer of GET /admin/queues."""
+
+    queues: list[QueueStats]
+
+
+class QueuePause(Struct):
+    """Answer of pause and resume."""
+
+    command: str
+    paused: bool
+
+
+class TaskPage(Struct, rename="camel", omit_defaults=True):
+    """A part of a list of tasks; ``next_cursor`` leads to the next one, if there is any."""
+
+    tasks: list[Task]
+    next_cursor: str = ""
+
+
+class Requeued(Struct):
+    """How many dead letters became ready again."""
+
+    requeued: int
+
+
+class Purged(Struct):
+    """How many tasks were ended, or dead letters taken away."""
+
+    purged: int
+
+
+class Cleaned(Struct):
+    """How many ended tasks were taken away, and by which bounds."""
+
+    deleted: int
+    before: str
+    limit: int
+
+
 class ItemRefusal(Struct, rename="camel", omit_defaults=True):
     """Stands in a batch's answer where the refused item was; ``task_id`` for results only."""
 
@@ -193,6 +233,26 @@ class RawResultBatchBody(Struct, rename="camel"):
     worker_id: str | None = None
 
 
+class DeadBody(Struct):
+    """Body of requeue and purge of dead letters."""
+
+    ids: list[str] | None = None
+    limit: int | None = None
+
+
+class PurgeBody(Struct):
+    """Body of the purge of a queue."""
+
+    state: str | None = None
+
+
+class CleanupBody(Struct):
+    """Body of POST /admin/tasks/cleanup."""
+
+    limit: int | None = None
+    before: str | None = None
+
+
 # --- times ---------------------------------------------------------------------------------------
 
 _DURATION_PART = re.compile(r"(\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(ns|us|µs|ms|s|m|h)", re.ASCII)
@@ -211,6 +271,8 @@ _RFC3339 = re.compile(
     re.ASCII,
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: What ``rfc3339`` can write: the years 1 to 9999
+TIME_MIN_MS, TIME_MAX_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
 @lru_cache(maxsize=1024)

@@ -28,7 +28,7 @@ static cq_status find_sources(const cq_engine *engine, const cq_want *want, sour
         return CQ_NO_MEMORY;
     for (size_t i = 0; i < want->command_count; i++) {
         cq_queue *queue = cq_queue_find(engine, want->tenant, want->commands[i]);
-        if (queue != NULL)
+        if (queue != NULL && !queue->paused)
             from->named[from->count++] = queue;
     }
     return CQ_DONE;

@@ -241,6 +241,26 @@ size_t cq_event_size(size_t record_size);
 void cq_event_put(cq_stream stream, uint32_t member, const void *records, const size_t *sizes,
                   size_t count, uint8_t *to);
 
+/* === order.c ================================================================================= */
+
+/* An ordered set of numbers. Zero it to start. */
+#define CQ_PAGE_NUMBERS 63
+typedef struct cq_page {
+    uint32_t count;
+    uint64_t numbers[CQ_PAGE_NUMBERS];
+} cq_page;
+typedef struct cq_order {
+    cq_page **pages;
+    uint32_t count, cap; /* of pages */
+    cq_page *spare;      /* reserved */
+} cq_order;
+cq_status cq_order_reserve(cq_order *order, uint64_t number); /* room for this number */
+void cq_order_add(cq_order *order, uint64_t number);          /* reserved, and not there */
+void cq_order_remove(cq_order *order, uint64_t number);       /* must be there */
+/* Finds the first number that is not below *number; false = none. */
+bool cq_order_next(const cq_order *order, uint64_t *number);
+void cq_order_free(cq_order *order);
+
 /* === table.c: hash maps, ids, and the slots of all tasks in memory ============================ */
 
 /* A chained hash map of objects that begin with a node. Zero it to start. */
@@ -280,7 +300,7 @@ typedef enum cq_state {
     CQ_COMPLETED = 4,
     CQ_FAILED = 5,
     CQ_DEAD = 6,
-    CQ_GONE = 7, /* a purged dead letter */
+    CQ_GONE = 7, /* taken away before its time: a purged dead letter, or cleaned up */
     CQ_MOVED = 8 /* the slot was detached from its block */
 } cq_state;
 
@@ -353,6 +373,7 @@ typedef struct cq_table {
     size_t start, count, cap;
     uint64_t first_bucket;
     cq_map detached;
+    cq_order strays; /* the numbers of the detached */
     cq_block *spare;
 } cq_table;
 
@@ -446,8 +467,16 @@ struct cq_queue {
     uint32_t touched_at; /* place in engine->touched + 1, 0 = none */
     uint64_t slots;      /* slots that point here; the queue lives as long as there are some */
     uint64_t ready, delayed, leased, dead;
+    cq_order dead_numbers;
+    bool paused; /* nothing is claimed from it */
     cq_bytes command;
 };
+
+/* A queue that is paused, whether it exists or not. */
+typedef struct cq_pause {
+    cq_node node;
+    cq_bytes tenant, command;
+} cq_pause;
 
 cq_tenant *cq_tenant_find(const cq_engine *engine, cq_bytes name); /* NULL = it has no queue */
 cq_queue *cq_queue_find(const cq_engine *engine, cq_bytes tenant, cq_bytes command);
@@ -455,6 +484,9 @@ cq_queue *cq_queue_find(const cq_engine *engine, cq_bytes tenant, cq_bytes comma
 cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant, cq_bytes command);
 void cq_queue_release(cq_engine *engine, cq_queue *queue); /* frees it when no slot points to it */
 uint64_t *cq_queue_count(cq_queue *queue, uint8_t state);  /* its counter of a live state or dead */
+/* Claims pass a paused queue over until it is resumed; either twice is the same as once. */
+cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command);
+cq_status cq_queue_resume(cq_engine *engine, cq_bytes tenant, cq_bytes command);
 
 /* Room to make a task of this queue and priority ready; NULL without memory. */
 cq_level *cq_ready_reserve(cq_engine *engine, cq_queue *queue, int32_t priority);
@@ -692,7 +724,7 @@ struct cq_engine {
     int64_t last_id_ms;
     cq_table table;
     cq_heap due; /* delayed, leased and dead slots */
-    cq_map tenants, queues, levels, holders, labels;
+    cq_map tenants, queues, levels, holders, labels, pauses;
     cq_label *all_labels;
     cq_queue **touched; /* got a ready task since this list was read */
     uint32_t touched_count, touched_cap;
@@ -780,6 +812,32 @@ cq_status cq_task_requeue(cq_engine *engine, const uint8_t *id, cq_bytes tenant,
 cq_status cq_task_purge(cq_engine *engine, const uint8_t *id, cq_bytes tenant, int64_t now_ms,
                         cq_code *code);
 cq_status cq_task_tick(cq_engine *engine, int64_t now_ms, int64_t limit, int64_t *moved);
+/* The same for a slot of the right state: ready or delayed, dead, dead. */
+cq_status cq_slot_cancel(cq_engine *engine, cq_slot *slot, int64_t now_ms);
+cq_status cq_slot_requeue(cq_engine *engine, cq_slot *slot, int64_t now_ms);
+cq_status cq_slot_purge(cq_engine *engine, cq_slot *slot, int64_t now_ms);
+
+/* === walk.c: the tasks in memory, in creation order =========================================== */
+
+/* A walk over the numbers [next, end). Fill the first six fields, then call cq_walk_begin. */
+typedef struct cq_walk {
+    cq_bytes tenant, command; /* ptr NULL = every one; a command of every tenant is fine */
+    uint32_t states;          /* a bit for each cq_state */
+    uint64_t next, end;
+    uint32_t looks; /* numbers, or buckets not in memory, that may still be looked at */
+    const cq_tenant *owner;
+    cq_queue *queue;
+} cq_walk;
+void cq_walk_begin(const cq_engine *engine, cq_walk *walk);
+/* The next task the walk wants; NULL: `looks` is 0, or `next` has come to the end. */
+cq_slot *cq_walk_next(const cq_engine *engine, cq_walk *walk);
+/* Changes at most `count_max` tasks of the walk; `count` says how many were changed. */
+typedef cq_status cq_slot_change(cq_engine *engine, cq_slot *slot, int64_t now_ms);
+cq_status cq_walk_each(cq_engine *engine, cq_walk *walk, cq_slot_change *change, uint32_t count_max,
+                       int64_t now_ms, uint32_t *count);
+/* Takes away ended tasks of the walk whose keeping time ends by then, likewise. */
+cq_status cq_walk_forget(cq_engine *engine, cq_walk *walk, int64_t before_ms, uint32_t count_max,
+                         int64_t now_ms, uint32_t *count);
 
 /* === recovery.c ============================================================================== */
 
@@ -791,6 +849,8 @@ cq_status cq_load_done(cq_engine *engine, int64_t now_ms, int64_t grace_ms);
 /* Where a task has its records, by a directory or an entry of its `own`. CQ_FULL: nowhere. */
 cq_status cq_directory_read(cq_bytes value, bool own, uint64_t number, uint64_t *created,
                             uint64_t *ended);
+/* Takes a task out of the directory of its bucket, which was read before. */
+void cq_directory_forget(uint8_t value[CQ_DIRECTORY_BYTES], uint64_t number);
 
 /* === verify.c ================================================================================= */
 

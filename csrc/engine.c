@@ -60,8 +60,10 @@ void cq_engine_free(cq_engine *engine)
     free_slots(&engine->table);
     cq_log_free(engine);
     for (size_t i = 0; i < engine->queues.cap; i++) {
-        for (cq_node *node = engine->queues.heads[i]; node != NULL; node = node->next)
+        for (cq_node *node = engine->queues.heads[i]; node != NULL; node = node->next) {
             cq_ready_free(engine, (cq_queue *)node);
+            cq_order_free(&((cq_queue *)node)->dead_numbers);
+        }
     }
     for (size_t i = 0; i < engine->tenants.cap; i++) {
         for (cq_node *node = engine->tenants.heads[i]; node != NULL; node = node->next)
@@ -71,6 +73,7 @@ void cq_engine_free(cq_engine *engine)
     free_nodes(&engine->tenants);
     free_nodes(&engine->holders);
     free_nodes(&engine->labels);
+    free_nodes(&engine->pauses);
     cq_map_free(&engine->levels);
     cq_heap_free(&engine->due);
     if (engine->spare_level != NULL) {
@@ -125,6 +128,10 @@ void cq_slot_set_state(cq_engine *engine, cq_slot *slot, uint8_t state)
         --*cq_queue_count(slot->queue, slot->state);
     if (is_counted(state))
         ++*cq_queue_count(slot->queue, state);
+    if (slot->state == CQ_DEAD)
+        cq_order_remove(&slot->queue->dead_numbers, cq_id_number(slot->id));
+    if (state == CQ_DEAD)
+        cq_order_add(&slot->queue->dead_numbers, cq_id_number(slot->id));
     engine->live += is_live(state) - is_live(slot->state);
     slot->state = state;
 }

@@ -136,6 +136,19 @@ static void leave_tenant(cq_queue *queue)
     tenant->queue_count--;
 }
 
+static cq_pause *find_pause(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
+{
+    if (engine->pauses.count == 0)
+        return NULL;
+    cq_node *node = cq_map_first(&engine->pauses, queue_hash(engine, tenant, command));
+    for (; node != NULL; node = cq_map_next(node)) {
+        cq_pause *pause = (cq_pause *)node;
+        if (cq_bytes_equal(pause->command, command) && cq_bytes_equal(pause->tenant, tenant))
+            return pause;
+    }
+    return NULL;
+}
+
 cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant_name, cq_bytes command)
 {
     cq_queue *queue = cq_queue_find(engine, tenant_name, command);
@@ -155,6 +168,7 @@ cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant_name, cq_bytes comman
         memcpy(queue + 1, command.ptr, command.len);
     queue->command = (cq_bytes){(uint8_t *)(queue + 1), command.len};
     queue->label = label;
+    queue->paused = find_pause(engine, tenant_name, command) != NULL;
     join_tenant(queue, tenant);
     cq_map_put(&engine->queues, &queue->node, queue_hash(engine, tenant_name, command));
     return queue;
@@ -175,11 +189,13 @@ void cq_queue_release(cq_engine *engine, cq_queue *queue)
     if (queue->slots > 0)
         return;
     CQ_ASSERT(queue->ready + queue->delayed + queue->leased + queue->dead == 0);
+    CQ_ASSERT(queue->dead_numbers.count == 0);
     cq_tenant *tenant = queue->tenant;
     untouch(engine, queue);
     cq_map_remove(&engine->queues, &queue->node);
     leave_tenant(queue);
     cq_heap_free(&queue->levels);
+    cq_order_free(&queue->dead_numbers); /* what was reserved and not used */
     free(queue);
     release_tenant(engine, tenant);
 }
@@ -354,7 +370,7 @@ static void settle(cq_engine *engine, cq_queue *queue)
     cq_level *level = top_level(queue);
     queue->top = level == NULL ? NULL : level_front(engine, level);
     CQ_ASSERT((level == NULL) == (queue->top == NULL));
-    if (queue->top == NULL) {
+    if (queue->top == NULL || queue->paused) {
         if (queue->heap_at != 0)
             cq_heap_remove(ready, &queue->heap_at);
         return;
@@ -445,14 +461,7 @@ void cq_ready_free(cq_engine *engine, cq_queue *queue)
     cq_heap_free(&queue->levels);
 }
 
-/* --- holders ---------------------------------------------------------------------------------- */
-
-static uint64_t holder_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes worker,
-                            cq_bytes subject)
-{
-    uint64_t hash = cq_hash(engine->set.seed, tenant.ptr, tenant.len);
-    return cq_hash(cq_hash(hash, worker.ptr, worker.len), subject.ptr, subject.len);
-}
+/* --- pauses ----------------------------------------------------------------------------------- */
 
 static uint8_t *copy(uint8_t *to, cq_bytes *text, cq_bytes from)
 {
@@ -460,6 +469,53 @@ static uint8_t *copy(uint8_t *to, cq_bytes *text, cq_bytes from)
         memcpy(to, from.ptr, from.len);
     *text = (cq_bytes){to, from.len};
     return to + from.len;
+}
+
+cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command)
+{
+    if (find_pause(engine, tenant, command) != NULL)
+        return CQ_DONE;
+    cq_pause *pause = calloc(1, sizeof *pause + tenant.len + command.len);
+    if (pause == NULL || cq_map_reserve(&engine->pauses) != CQ_DONE) {
+        free(pause);
+        return CQ_NO_MEMORY;
+    }
+    copy(copy((uint8_t *)(pause + 1), &pause->tenant, tenant), &pause->command, command);
+    cq_map_put(&engine->pauses, &pause->node, queue_hash(engine, tenant, command));
+    cq_queue *queue = cq_queue_find(engine, tenant, command);
+    if (queue != NULL) {
+        queue->paused = true;
+        settle(engine, queue);
+    }
+    return CQ_DONE;
+}
+
+cq_status cq_queue_resume(cq_engine *engine, cq_bytes tenant, cq_bytes command)
+{
+    cq_pause *pause = find_pause(engine, tenant, command);
+    if (pause == NULL)
+        return CQ_DONE;
+    if (touch_reserve(engine) != CQ_DONE)
+        return CQ_NO_MEMORY;
+    cq_map_remove(&engine->pauses, &pause->node);
+    free(pause);
+    cq_queue *queue = cq_queue_find(engine, tenant, command);
+    if (queue != NULL) {
+        queue->paused = false;
+        settle(engine, queue);
+        if (queue->ready > 0)
+            touch(engine, queue); /* for the claims that wait */
+    }
+    return CQ_DONE;
+}
+
+/* --- holders ---------------------------------------------------------------------------------- */
+
+static uint64_t holder_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes worker,
+                            cq_bytes subject)
+{
+    uint64_t hash = cq_hash(engine->set.seed, tenant.ptr, tenant.len);
+    return cq_hash(cq_hash(hash, worker.ptr, worker.len), subject.ptr, subject.len);
 }
 
 cq_holder *cq_holder_open(cq_engine *engine, cq_bytes tenant, cq_bytes worker, cq_bytes subject)

@@ -62,6 +62,13 @@ cq_status cq_directory_read(cq_bytes value, bool own, uint64_t number, uint64_t 
     return *ended == 0 ? CQ_FULL : CQ_DONE;
 }
 
+void cq_directory_forget(uint8_t value[CQ_DIRECTORY_BYTES], uint64_t number)
+{
+    memset(value + 8 + number % CQ_BUCKET_SLOTS * 10, 0, 10);
+    size_t len = CQ_DIRECTORY_BYTES - 4;
+    cq_put_le(value + len, cq_crc32c(value, len), 4);
+}
+
 /* --- records ---------------------------------------------------------------------------------- */
 
 static bool is_final(const cq_slot *slot)
@@ -260,8 +267,13 @@ static cq_status load_change(cq_engine *engine, uint64_t seq, const cq_record *r
     if (record->kind == CQ_RECORD_ENDED && record->state != CQ_DEAD)
         cq_log_expire(&engine->log, seq, record->expires_ms);
     cq_slot *slot = cq_table_at(&engine->table, record->number);
-    if (slot == NULL || is_final(slot))
+    if (slot == NULL)
         return CQ_DONE; /* of a bucket that was closed, and whose creation is not read */
+    if (is_final(slot)) {
+        if (record->kind == CQ_RECORD_PURGED)
+            slot->state = CQ_GONE;
+        return CQ_DONE;
+    }
     bool dead = slot->state == CQ_DEAD;
     if (dead != (record->kind == CQ_RECORD_REQUEUED || record->kind == CQ_RECORD_PURGED))
         return CQ_MALFORMED;
@@ -385,9 +397,15 @@ static cq_status place(cq_engine *engine, cq_slot *slot, int64_t now_ms, int64_t
         cq_ready_put(engine, level, slot);
         return CQ_DONE;
     }
-    if (cq_heap_reserve(&engine->due, 1) != CQ_DONE)
+    uint64_t number = cq_id_number(slot->id);
+    cq_order *dead_numbers = &slot->queue->dead_numbers;
+    bool dead = slot->state == CQ_DEAD;
+    if (cq_heap_reserve(&engine->due, 1) != CQ_DONE ||
+        (dead && cq_order_reserve(dead_numbers, number) != CQ_DONE))
         return CQ_NO_MEMORY;
     cq_heap_push(&engine->due, slot->due_ms, cq_id_number(slot->id), &slot->heap_at);
+    if (dead)
+        cq_order_add(dead_numbers, number);
     return CQ_DONE;
 }
 

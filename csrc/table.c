@@ -214,12 +214,14 @@ cq_slot *cq_table_find(const cq_table *table, const uint8_t id[CQ_ID_BYTES])
 
 cq_slot *cq_table_adopt(cq_table *table, uint64_t number)
 {
-    if (cq_map_reserve(&table->detached) != CQ_DONE)
+    if (cq_map_reserve(&table->detached) != CQ_DONE ||
+        cq_order_reserve(&table->strays, number) != CQ_DONE)
         return NULL;
     cq_detached *detached = calloc(1, sizeof *detached);
     if (detached == NULL)
         return NULL;
     cq_map_put(&table->detached, &detached->node, number);
+    cq_order_add(&table->strays, number);
     return &detached->slot;
 }
 
@@ -241,6 +243,7 @@ cq_slot *cq_table_detach(cq_table *table, cq_slot *slot)
 void cq_table_forget(cq_table *table, cq_slot *slot)
 {
     cq_detached *detached = (cq_detached *)((char *)slot - offsetof(cq_detached, slot));
+    cq_order_remove(&table->strays, detached->node.hash);
     cq_map_remove(&table->detached, &detached->node);
     free(detached);
 }
@@ -274,6 +277,7 @@ void cq_table_free(cq_table *table)
         }
     }
     cq_map_free(&table->detached);
+    cq_order_free(&table->strays);
     free(table->blocks);
     free(table->spare);
     *table = (cq_table){0};

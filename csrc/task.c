@@ -288,8 +288,12 @@ static uint8_t *reserve_ending(cq_engine *engine, cq_slot *slot, const ending *h
     *error = NULL;
     if (cq_log_reserve_end(engine) != CQ_DONE || watch_reserve(engine) != CQ_DONE)
         return NULL;
-    if (how->state == CQ_DEAD && cq_text_copy(how->error, error) != CQ_DONE)
-        return NULL;
+    if (how->state == CQ_DEAD) {
+        cq_order *dead_numbers = &slot->queue->dead_numbers;
+        if (cq_order_reserve(dead_numbers, cq_id_number(slot->id)) != CQ_DONE ||
+            cq_text_copy(how->error, error) != CQ_DONE)
+            return NULL;
+    }
     uint8_t *to = cq_log_record(engine, how->now_ms, how->by,
                                 cq_ended_size(how->result, how->error, how->artifacts));
     if (to == NULL)
@@ -470,6 +474,12 @@ cq_status cq_task_finish(cq_engine *engine, cq_finish *items, size_t count, cons
 
 /* --- cancel, requeue, purge ------------------------------------------------------------------- */
 
+cq_status cq_slot_cancel(cq_engine *engine, cq_slot *slot, int64_t now_ms)
+{
+    ending how = {.state = CQ_FAILED, .error = literal("CANCELLED"), .now_ms = now_ms};
+    return end(engine, slot, &how);
+}
+
 cq_status cq_task_cancel(cq_engine *engine, const uint8_t *id, cq_bytes tenant, int64_t now_ms,
                          cq_code *code)
 {
@@ -479,8 +489,7 @@ cq_status cq_task_cancel(cq_engine *engine, const uint8_t *id, cq_bytes tenant, 
     if (slot == NULL || (slot->state != CQ_READY && slot->state != CQ_DELAYED))
         return CQ_DONE;
     *code = CQ_OK;
-    ending how = {.state = CQ_FAILED, .error = literal("CANCELLED"), .now_ms = now_ms};
-    return end(engine, slot, &how);
+    return cq_slot_cancel(engine, slot, now_ms);
 }
 
 /* The dead letter of this id, else NULL and the code that says why. */
@@ -493,12 +502,8 @@ static cq_slot *find_dead(cq_engine *engine, const uint8_t *id, cq_bytes tenant,
     return *code == CQ_OK ? slot : NULL;
 }
 
-cq_status cq_task_requeue(cq_engine *engine, const uint8_t *id, cq_bytes tenant, int64_t now_ms,
-                          cq_code *code)
+cq_status cq_slot_requeue(cq_engine *engine, cq_slot *slot, int64_t now_ms)
 {
-    cq_slot *slot = find_dead(engine, id, tenant, now_ms, code);
-    if (slot == NULL)
-        return CQ_DONE;
     uint8_t *to = cq_log_record(engine, now_ms, NULL, CQ_NUMBER_BYTES);
     cq_level *level = to == NULL ? NULL : cq_ready_reserve(engine, slot->queue, slot->priority);
     if (level == NULL)
@@ -514,7 +519,14 @@ cq_status cq_task_requeue(cq_engine *engine, const uint8_t *id, cq_bytes tenant,
     return CQ_DONE;
 }
 
-static cq_status purge(cq_engine *engine, cq_slot *slot, int64_t now_ms)
+cq_status cq_task_requeue(cq_engine *engine, const uint8_t *id, cq_bytes tenant, int64_t now_ms,
+                          cq_code *code)
+{
+    cq_slot *slot = find_dead(engine, id, tenant, now_ms, code);
+    return slot == NULL ? CQ_DONE : cq_slot_requeue(engine, slot, now_ms);
+}
+
+cq_status cq_slot_purge(cq_engine *engine, cq_slot *slot, int64_t now_ms)
 {
     uint8_t *to = NULL;
     if (cq_log_reserve_end(engine) == CQ_DONE)
@@ -533,7 +545,7 @@ cq_status cq_task_purge(cq_engine *engine, const uint8_t *id, cq_bytes tenant, i
                         cq_code *code)
 {
     cq_slot *slot = find_dead(engine, id, tenant, now_ms, code);
-    return slot == NULL ? CQ_DONE : purge(engine, slot, now_ms);
+    return slot == NULL ? CQ_DONE : cq_slot_purge(engine, slot, now_ms);
 }
 
 /* --- time ------------------------------------------------------------------------------------- */
@@ -579,7 +591,7 @@ static cq_status time_came(cq_engine *engine, cq_slot *slot, int64_t now_ms)
         return lease_over(engine, slot, now_ms);
     default:
         CQ_ASSERT(slot->state == CQ_DEAD);
-        return purge(engine, slot, now_ms);
+        return cq_slot_purge(engine, slot, now_ms);
     }
 }
 

@@ -93,6 +93,18 @@ static uint64_t check_level(const cq_engine *engine, const cq_queue *queue, cons
     return least;
 }
 
+/* The set of dead letters has those of the queue, each once. */
+static void check_dead(const cq_engine *engine, const cq_queue *queue)
+{
+    uint64_t count = 0;
+    for (uint64_t number = 0; cq_order_next(&queue->dead_numbers, &number); number++) {
+        const cq_slot *slot = cq_table_at(&engine->table, number);
+        CQ_ASSERT(slot != NULL && slot->state == CQ_DEAD && slot->queue == queue);
+        count++;
+    }
+    CQ_ASSERT(count == queue->dead);
+}
+
 /* The top is the least of the first level, the counters are right, the tenant's heap knows. */
 static void check_queue(const cq_engine *engine, const cq_queue *queue, sums *all)
 {
@@ -108,13 +120,14 @@ static void check_queue(const cq_engine *engine, const cq_queue *queue, sums *al
         CQ_ASSERT(cq_id_number(queue->top->id) == least);
     }
     CQ_ASSERT(ready == queue->ready && (ready > 0) == (queue->top != NULL));
-    CQ_ASSERT((ready > 0) == (queue->heap_at != 0) && queue->slots > 0);
+    CQ_ASSERT((ready > 0 && !queue->paused) == (queue->heap_at != 0) && queue->slots > 0);
     CQ_ASSERT(queue->top == NULL || cq_table_find(&engine->table, queue->top->id) == queue->top);
     if (queue->heap_at != 0) {
         const cq_heap_entry *entry = &queue->tenant->ready.items[queue->heap_at - 1];
         CQ_ASSERT(entry->rank == -(int64_t)queue->top->priority);
         CQ_ASSERT(entry->number == cq_id_number(queue->top->id));
     }
+    check_dead(engine, queue);
     all->slots += queue->slots;
     all->live += queue->ready + queue->delayed + queue->leased;
     all->due += queue->delayed + queue->leased + queue->dead;
@@ -141,6 +154,10 @@ void cq_engine_verify(const cq_engine *engine)
         if (table->blocks[table->start + i] != NULL)
             check_block(engine, table->blocks[table->start + i], table->first_bucket + i, &slots);
     }
+    uint64_t strays = 0;
+    for (uint64_t number = 0; cq_order_next(&table->strays, &number); number++)
+        strays++;
+    CQ_ASSERT(strays == table->detached.count);
     for (size_t i = 0; i < table->detached.cap; i++) {
         for (cq_node *node = table->detached.heads[i]; node != NULL; node = node->next)
             check_slot(engine, &((cq_detached *)node)->slot, node->hash, &slots);

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from codeq.engine._engine import Claim, Engine, TaskView
+from codeq.engine._engine import COMPLETED, FAILED, Claim, Engine
+from codeq.engine._views import TaskView, directory_without
 from codeq.engine._wire import Creates, Finishes, format_id
+from codeq.engine.stored import Stored, Wanted
 
 TENANT, WORKER, SUBJECT = b"acme", b"w1", b"sub1"
 BYTES_MAX = 1 << 40
@@ -39,6 +41,7 @@ class Disk:
         self.settings = settings
         self.values: dict[bytes, bytes] = {}
         self.chunks = Chunks(self.values)
+        self.paused: set[tuple[bytes, bytes]] = set()
         self.starts = 1
         self.engine = Engine(seed=self.starts, **settings)
 
@@ -76,6 +79,51 @@ class Disk:
             self.commit()
         raise AssertionError("carrying does not come to an end")
 
+    def get(self, keys: list[bytes]) -> list[bytes | None]:
+        return [self.values.get(key) for key in keys]
+
+    def scan(self, begin: bytes, end: bytes, limit: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        keys = sorted(key for key in self.values if begin <= key < end)
+        return iter([(key, self.values[key]) for key in keys])
+
+    def clean_up(self, tenant: bytes, before_ms: int, now_ms: int) -> int:
+        """Takes away every ended task of the tenant, in memory and on disk."""
+        end, looks = self.engine.next_number, 10**6
+        count, after, _ = self.engine.forget(tenant, before_ms, 0, end, looks, looks, now_ms)
+        assert after == end
+        self.commit()
+        wanted = Wanted(tenant, None, 1 << COMPLETED | 1 << FAILED)
+        found = Stored(self).tasks(  # type: ignore[arg-type]
+            wanted, 0, end, looks, looks, 1 << 40, lambda view: view.expires_ms <= before_ms
+        )
+        assert found.next == end
+        for place, _ in found.tasks:
+            directory = self.values.pop(place.key)
+            rest = directory_without(directory, [place.number]) if place.key[:1] == b"d" else None
+            if rest is not None:
+                self.values[place.key] = rest
+        return count + len(found.tasks)
+
+    def listed(
+        self, tenant: bytes, command: bytes | None, states: int, looks: int, count_max: int
+    ) -> list[TaskView]:
+        """Every wanted task, walked over with so many looks at a time; not filled."""
+        views: list[TaskView] = []
+        begin, end = 0, self.engine.next_number
+        while begin < end:
+            part, after = self.engine.walk(
+                tenant, command, states, begin, end, looks, count_max, 1 << 40
+            )
+            found = Stored(self).tasks(  # type: ignore[arg-type]
+                Wanted(tenant, command, states & (1 << COMPLETED | 1 << FAILED)),
+                begin, after, 10**6, 10**6, 1 << 40, lambda view: True,
+            )  # fmt: skip
+            assert begin < after == found.next <= end and len(part) <= count_max
+            part += [view for _, view in found.tasks]
+            views += sorted(part, key=lambda view: view.number)
+            begin = after
+        return views
+
     def restart(self, now_ms: int, lease_grace_ms: int = 0) -> Engine:
         """Loads a new engine from the disk and makes it the engine; returns the old one."""
         old = self.engine
@@ -88,6 +136,8 @@ class Disk:
             if seq >= start:
                 new.load_chunk(seq, self.chunks[seq])
         new.load_done(now_ms, lease_grace_ms)
+        for tenant, command in self.paused:
+            new.pause(tenant, command)
         new.verify()
         self.engine = new
         return old

@@ -166,11 +166,24 @@ class Node:
         assert len(got) == 1
         return got[0]
 
-    def stats(self, command: str = "job", tenant: str = "t") -> tuple[int, int, int, int]:
-        got: list[tuple[int, int, int, int]] = []
-        self.shard.stats(tenant, command, got.append)
+    def ask(self, operation: Any, *arguments: Any, **named: Any) -> Any:
+        """The answer of any operation whose last argument is its callback."""
+        got: list[Any] = []
+        operation(*arguments, **named, done=lambda *answer: got.append(answer))
         self.settle()
-        return got[0]
+        assert len(got) == 1
+        return got[0][0] if len(got[0]) == 1 else got[0]
+
+    def ask_done(self, operation: Any, *arguments: Any) -> None:
+        """Waits for an operation that answers nothing but that it is durable."""
+        done: list[int] = []
+        operation(*arguments, lambda: done.append(1))
+        self.settle()
+        assert done == [1]
+
+    def stats(self, command: str = "job", tenant: str = "t") -> tuple[int, int, int, int]:
+        counts: tuple[int, int, int, int] = self.ask(self.shard.queues.stats, tenant, command)[1:5]
+        return counts
 
 
 def _bytes(value: Any) -> Any:

@@ -49,6 +49,7 @@ class Reference:
         self.key_window_ms = key_window_ms
         self.backoff_base_ms, self.backoff_max_ms = backoff_base_ms, backoff_max_ms
         self.tasks: list[Task] = []  # in creation order
+        self.paused: set[tuple[bytes, bytes]] = set()
 
     # --- who waits, in which order
 
@@ -97,7 +98,8 @@ class Reference:
         claim: object,
     ) -> list[Task]:
         named = {t.command for t in self.tasks} if commands is None else dict.fromkeys(commands)
-        ready = [t for command in named for t in self.in_state(tenant, command, READY)]
+        open_ = [command for command in named if (tenant, command) not in self.paused]
+        ready = [t for command in open_ for t in self.in_state(tenant, command, READY)]
         if commands is None or not in_order:
             ready.sort(key=lambda t: (-t.priority, self.tasks.index(t)))
         for task in ready[:count]:
@@ -176,6 +178,8 @@ class Reference:
         if task is None or task.state != DEAD:
             return ABSENT if task is None else NOT_FOUND
         task.state, task.attempts, task.error, task.updated_ms = READY, 0, b"", now_ms
+        task.worker = task.subject = b""
+        task.ended_ms = task.expires_ms = 0
         return OK
 
     def purge(self, task_id: bytes, tenant: bytes) -> int:
@@ -184,6 +188,24 @@ class Reference:
             return ABSENT if task is None else NOT_FOUND
         task.state = GONE
         return OK
+
+    # --- many tasks, in creation order
+
+    def of_queue(self, tenant: bytes, command: bytes, states: tuple[int, ...]) -> list[Task]:
+        queue = [t for t in self.tasks if (t.tenant, t.command) == (tenant, command)]
+        return [t for t in queue if t.state in states]
+
+    def forget(self, tenant: bytes, before_ms: int, count_max: int) -> list[Task]:
+        ended = [
+            t
+            for t in self.tasks
+            if t.tenant == tenant
+            and t.state in (COMPLETED, FAILED, DEAD)
+            and t.expires_ms <= before_ms
+        ]
+        for task in ended[:count_max]:
+            task.state = GONE
+        return ended[:count_max]
 
     def tick(self, now_ms: int) -> int:
         came = [

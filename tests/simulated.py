@@ -14,7 +14,7 @@ from codeq.engine.store import Store
 from tests.manual_runner import ManualRunner
 
 OK, CONFLICT, NOT_FOUND, TASK_NOT_FOUND = 0, 11, 13, 14
-NOT_IN_PROGRESS, NOT_OWNER, ENDED, ABSENT = 15, 16, 100, 101
+NOT_IN_PROGRESS, NOT_OWNER, NOT_PENDING, ENDED, ABSENT = 15, 16, 21, 100, 101
 READY, DELAYED, LEASED, COMPLETED, FAILED, DEAD, GONE = range(1, 8)
 FINAL = (COMPLETED, FAILED)
 LIVE = (READY, DELAYED, LEASED)
@@ -197,6 +197,8 @@ class Model:
         self.tasks: dict[bytes, Task] = {}
         self._busy: dict[bytes, None] = {}  # those that time or a worker may still change
         self.keys: dict[tuple[str, str], tuple[bytes, dict[str, Any], int]] = {}
+        self.paused: dict[tuple[str, str], bool] = {}
+        self.swept: dict[bytes, int] = {}  # of tasks cleaned up on disk: the group that says so
         self.group: Callable[[], int] = lambda: 0  # number of the open one
         self._undo: list[tuple[int, dict[Any, Any], Any, Any]] = []
 
@@ -254,7 +256,11 @@ class Model:
         return None if task is None or (task.expires_ms and task.expires_ms <= now_ms) else task
 
     def ready(self, tenant: str, commands: Sequence[str] | None, in_order: bool) -> list[Task]:
-        tasks = [t for t in self.busy if t.state == READY and t.tenant == tenant]
+        tasks = [
+            t
+            for t in self.busy
+            if t.state == READY and t.tenant == tenant and not self.paused.get((tenant, t.command))
+        ]
         tasks.sort(key=lambda t: (-t.priority, t.number))
         if commands is None:
             return tasks
@@ -335,6 +341,15 @@ class Model:
             ended_ms=self.now_ms,
             expires_ms=max(self.now_ms + keep_ms, task.key_end_ms),
         )
+
+    def requeue(self, task: Task) -> None:
+        clear = {"error": "", "worker": "", "subject": "", "ended_ms": 0, "expires_ms": 0}
+        self.set(task, state=READY, attempts=0, **clear)
+
+    def waiting(self, tenant: str, command: str, states: Sequence[int]) -> list[Task]:
+        """The tasks of a queue in these states, in creation order."""
+        tasks = [t for t in self.busy if (t.tenant, t.command) == (tenant, command)]
+        return sorted((t for t in tasks if t.state in states), key=lambda t: t.number)
 
     now_ms = 0
 
@@ -519,3 +534,125 @@ class Watched:
                 fresh += 1
         assert fresh == ended
         return ended
+
+    # --- what operators do
+
+    def cancel(self, task_id: bytes, tenant: bytes, now_ms: int) -> int:
+        code = int(self.real.cancel(task_id, tenant, now_ms))
+        self._model.now_ms = now_ms
+        task = self._model.find(task_id, tenant.decode())
+        if task is not None and task.state in (READY, DELAYED):
+            assert code == OK
+            self._model.end(task, FAILED, "CANCELLED")
+        else:
+            gone = task is None or task.state in FINAL
+            assert code in ((ABSENT, NOT_PENDING) if gone else (NOT_PENDING,))
+        return code
+
+    def requeue(self, task_id: bytes, tenant: bytes, now_ms: int, command: bytes) -> int:
+        code = int(self.real.requeue(task_id, tenant, now_ms, command))
+        task = self._dead(code, task_id, tenant, command)
+        if task is not None:
+            self._model.requeue(task)
+        return code
+
+    def purge(self, task_id: bytes, tenant: bytes, now_ms: int, command: bytes) -> int:
+        code = int(self.real.purge(task_id, tenant, now_ms, command))
+        task = self._dead(code, task_id, tenant, command)
+        if task is not None:
+            self._model.set(task, state=GONE)
+        return code
+
+    def _dead(self, code: int, task_id: bytes, tenant: bytes, command: bytes) -> Task | None:
+        """The task when it is a dead letter of that queue; then the code must be OK."""
+        task = self._model.find(task_id, tenant.decode())
+        dead = task is not None and (task.state, task.command) == (DEAD, command.decode())
+        assert (code == OK) == dead
+        return task if dead else None
+
+    def cancel_many(
+        self,
+        tenant: bytes,
+        command: bytes,
+        ready: bool,
+        delayed: bool,
+        begin: int,
+        end: int,
+        looks: int,
+        count_max: int,
+        now_ms: int,
+    ) -> tuple[int, int]:
+        states = [READY] * ready + [DELAYED] * delayed
+        tasks = self._model.waiting(tenant.decode(), command.decode(), states)
+        count, after = self.real.cancel_many(
+            tenant, command, ready, delayed, begin, end, looks, count_max, now_ms
+        )
+        self._model.now_ms = now_ms
+        for task in self._passed(tasks, begin, after, end, count, count_max):
+            self._model.end(task, FAILED, "CANCELLED")
+        return count, after
+
+    def requeue_many(
+        self, tenant: bytes, command: bytes, begin: int, count_max: int, now_ms: int
+    ) -> tuple[int, int]:
+        tasks = self._model.waiting(tenant.decode(), command.decode(), [DEAD])
+        count, after = self.real.requeue_many(tenant, command, begin, count_max, now_ms)
+        for task in self._passed(tasks, begin, after, after, count, count_max):
+            self._model.requeue(task)
+        return count, after
+
+    def purge_many(
+        self, tenant: bytes, command: bytes, begin: int, count_max: int, now_ms: int
+    ) -> tuple[int, int]:
+        tasks = self._model.waiting(tenant.decode(), command.decode(), [DEAD])
+        count, after = self.real.purge_many(tenant, command, begin, count_max, now_ms)
+        for task in self._passed(tasks, begin, after, after, count, count_max):
+            self._model.set(task, state=GONE)
+        return count, after
+
+    def _passed(
+        self, tasks: list[Task], begin: int, after: int, end: int, count: int, count_max: int
+    ) -> list[Task]:
+        """Those of the tasks that a walk from ``begin`` on has passed."""
+        passed = [task for task in tasks if begin <= task.number < min(after, end)]
+        assert len(passed) == count <= count_max
+        return passed
+
+    def forget(
+        self,
+        tenant: bytes,
+        before_ms: int,
+        begin: int,
+        end: int,
+        looks: int,
+        count_max: int,
+        now_ms: int,
+    ) -> tuple[int, int, int]:
+        ended = [
+            task
+            for task in self._model.tasks.values()
+            if task.tenant == tenant.decode()
+            and task.state in (*FINAL, DEAD)
+            and begin <= task.number < end
+            and task.expires_ms <= before_ms
+        ]
+        here = [task for task in ended if self._in_memory(task, tenant, now_ms)]
+        answer = self.real.forget(tenant, before_ms, begin, end, looks, count_max, now_ms)
+        gone = [task for task in here if self.real.cancel(task.id, tenant, now_ms) == ABSENT]
+        assert len(gone) == answer[0] <= count_max
+        for task in gone:
+            assert task.number < answer[1]
+            self._model.set(task, state=GONE)
+        return answer  # type: ignore[no-any-return]
+
+    def _in_memory(self, task: Task, tenant: bytes, now_ms: int) -> bool:
+        """Whether memory has the task, which has ended: cancelling it changes nothing."""
+        return bool(self.real.cancel(task.id, tenant, now_ms) == NOT_PENDING)
+
+    def pause(self, tenant: bytes, command: bytes) -> None:
+        self.real.pause(tenant, command)
+        self._model.put(self._model.paused, (tenant.decode(), command.decode()), True)
+
+    def resume(self, tenant: bytes, command: bytes) -> None:
+        self.real.resume(tenant, command)
+        self._model.put(self._model.paused, (tenant.decode(), command.decode()), False)

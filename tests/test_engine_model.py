@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.engine_disk import BYTES_MAX, NOW, Disk, creates, results
-from tests.reference import ABSENT, COMPLETED, FAILED, GONE, LEASED, OK, Reference, Task
+from tests.reference import (
+    ABSENT,
+    COMPLETED,
+    DEAD,
+    DELAYED,
+    FAILED,
+    GONE,
+    LEASED,
+    OK,
+    READY,
+    Reference,
+    Task,
+)
 
 TIMES = {
     "retention_ms": 50_000,
@@ -32,6 +44,12 @@ picks = st.integers(0, 10**6)
 callers = st.tuples(
     st.sampled_from(WORKERS), st.sampled_from(SUBJECTS), st.sampled_from([-1, -1, 1, 2])
 )
+
+
+def number_of(task_id: bytes) -> int:
+    """The place of a task among all creates, as its id has it."""
+    high, low = int.from_bytes(task_id[:8], "big"), int.from_bytes(task_id[8:], "big")
+    return (high & 0xFFF) << 36 | low >> 26 & ((1 << 36) - 1)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -222,6 +240,97 @@ class EngineMachine(RuleBasedStateMachine):
         arguments = (tenant,) if what == "purge" else (tenant, self.now_ms)
         self.same_code(code, getattr(self.reference, what)(task.id, *arguments), task)
 
+    @rule(
+        tenant=tenants,
+        command=commands,
+        what=st.sampled_from([(READY,), (DELAYED,), (READY, DELAYED)]),
+        count_max=st.sampled_from([1, 2, 1000]),
+    )
+    def cancel_many(
+        self, tenant: bytes, command: bytes, what: tuple[int, ...], count_max: int
+    ) -> None:
+        tasks = self.reference.of_queue(tenant, command, what)[:count_max]
+        count, _ = self.engine.cancel_many(
+            tenant, command, READY in what, DELAYED in what, 0, 1 << 48, 10**6, count_max,
+            self.now_ms,
+        )  # fmt: skip
+        assert count == len(tasks)
+        for task in tasks:
+            assert self.reference.cancel(task.id, tenant, self.now_ms) == OK
+
+    @rule(
+        tenant=tenants,
+        command=commands,
+        purge=st.booleans(),
+        skip=st.sampled_from([0, 0, 1]),
+        count_max=st.sampled_from([1, 2, 1000]),
+    )
+    def dead_many(
+        self, tenant: bytes, command: bytes, purge: bool, skip: int, count_max: int
+    ) -> None:
+        tasks = self.reference.of_queue(tenant, command, (DEAD,))[skip:]
+        begin = number_of(tasks[0].id) if tasks else 0
+        tasks = tasks[:count_max]
+        many = self.engine.purge_many if purge else self.engine.requeue_many
+        if skip and not tasks:
+            return
+        count, after = many(tenant, command, begin, count_max, self.now_ms)
+        assert count == len(tasks)
+        for task in tasks:
+            assert begin <= number_of(task.id) < after
+            if purge:
+                assert self.reference.purge(task.id, tenant) == OK
+            else:
+                assert self.reference.requeue(task.id, tenant, self.now_ms) == OK
+
+    @rule(tenant=tenants, command=commands)
+    def pause_or_resume(self, tenant: bytes, command: bytes) -> None:
+        if (tenant, command) in self.reference.paused:
+            self.engine.resume(tenant, command)
+            assert (tenant, command) in self.engine.touched() or (
+                self.engine.ready_count(tenant, command) == 0
+            )
+        else:
+            self.engine.pause(tenant, command)
+        self.reference.paused ^= {(tenant, command)}
+        self.disk.paused = set(self.reference.paused)
+
+    @rule(tenant=tenants, ahead_ms=st.sampled_from([0, 20_000, 10**12]))
+    def clean_up(self, tenant: bytes, ahead_ms: int) -> None:
+        """Of those whose keeping time was over before, some may have left the disk already."""
+        self.disk.commit()
+        before_ms = self.now_ms + ahead_ms
+        over = [t for t in self.reference.tasks if t.ended_ms and t.expires_ms <= self.now_ms]
+        gone = self.reference.forget(tenant, before_ms, 10**6)
+        count = self.disk.clean_up(tenant, before_ms, self.now_ms)
+        assert len([t for t in gone if t not in over]) <= count <= len(gone)
+
+    @rule(
+        tenant=tenants,
+        command=st.none() | commands,
+        states=st.sets(st.sampled_from(range(READY, GONE)), min_size=1),
+        looks=st.sampled_from([1, 50, 10**6]),
+        count_max=st.sampled_from([1, 3, 1000]),
+    )
+    def list_tasks(
+        self, tenant: bytes, command: bytes | None, states: set[int], looks: int, count_max: int
+    ) -> None:
+        self.disk.commit()
+        mask = sum(1 << state for state in states)
+        got = [
+            view.id_bytes
+            for view in self.disk.listed(tenant, command, mask, looks, count_max)
+            if not (view.has_record and view.expires_ms <= self.now_ms)
+        ]
+        assert got == [
+            task.id
+            for task in self.reference.tasks
+            if task.tenant == tenant
+            and command in (None, task.command)
+            and task.state in states
+            and not (task.ended_ms and task.expires_ms <= self.now_ms)
+        ]
+
     @rule(wait_ms=waits_ms, ticks=st.booleans())
     def time_passes(self, wait_ms: int, ticks: bool) -> None:
         self.now_ms += wait_ms
@@ -272,9 +381,13 @@ class EngineMachine(RuleBasedStateMachine):
         assert old.live_tasks == self.engine.live_tasks
         assert old.next_due_ms() == self.engine.next_due_ms()
         assert old.queues(None) == self.engine.queues(None)
+        assert all(self.engine.holds(task.id) is not False for task in self.live())
         for got in self.claims:
             self.reference.delivered(got)  # after a restart every claim counts as delivered
         self.claims.clear()
+
+    def live(self) -> list[Task]:
+        return [task for task in self.reference.tasks if task.state <= LEASED]
 
     # --- what must hold after each step
 

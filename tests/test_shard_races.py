@@ -263,7 +263,7 @@ def test_an_answer_that_fails_keeps_no_other_from_leaving(
         raise RuntimeError("a bug of an edge")
 
     node.shard.get("no id", "t", fail)
-    node.shard.stats("t", "job", lambda counts: answers.append("stats"))
+    node.shard.queues.stats("t", "job", lambda counts: answers.append("stats"))
     node.shard.journal.after(lambda: fail(None))
     node.shard.journal.after(lambda: answers.append("after"))
     with caplog.at_level(logging.ERROR, "codeq.journal"):

@@ -20,16 +20,22 @@ from codeq.engine._wire import Creates, Finishes, format_id
 from codeq.engine.clock import FakeClock
 from codeq.engine.recovery import recover
 from codeq.engine.shard import ClaimRequest, Shard, ShardSettings
+from codeq.engine.stored import Wanted
 from tests.simulated import (
+    COMPLETED,
     CONFLICT,
     DEAD,
+    DELAYED,
+    FAILED,
     FINAL,
     GONE,
     LEASED,
     LIVE,
     NOT_FOUND,
     NOT_IN_PROGRESS,
+    NOT_PENDING,
     OK,
+    READY,
     TASK_NOT_FOUND,
     FileStore,
     MemoryStore,
@@ -103,6 +109,9 @@ class Simulation:
             self.engine,  # type: ignore[arg-type]
             self.faults.append,
         )
+        cleanup = self.shard.cleanup
+        take_away = cleanup._take_away
+        cleanup._take_away = lambda found: self.swept(found, take_away)  # type: ignore
 
     def loaded(self, grace_ms: int) -> Engine:
         given = self.settings
@@ -124,11 +133,13 @@ class Simulation:
 
     # --- answers
 
-    def expect(self, what: str, check: Callable[..., None]) -> Callable[..., None]:
-        """The callback of an operation that is decided now."""
+    def expect(
+        self, what: str, check: Callable[..., None], *, writes: bool = False
+    ) -> Callable[..., None]:
+        """The callback of an operation that is decided now; ``writes``: into the open group."""
         number = self.operations = self.operations + 1
         self.waiting[number] = what
-        decided = self.store.written + (self.engine.pending_records > 0)
+        decided = self.store.written + (writes or self.engine.pending_records > 0)
 
         def answered(*answer: Any) -> None:
             assert self.store.synced >= decided, f"T17: {what} was answered before its sync"
@@ -199,6 +210,13 @@ class Simulation:
         for index, spec in enumerate(specs):
             known = self.model.keys.get((tenant, spec["key"])) if spec["key"] else None
             if known is not None and now_ms < known[2] + self.model.window_ms:
+                if self.model.tasks[known[0]].state == GONE:
+                    if creates.codes[index] == OK and creates.id_bytes(index) == known[0]:
+                        # As if it had come before the cleanup, whose group is still open.
+                        assert self.model.swept[known[0]] > self.store.written
+                        continue
+                    self.check_free(creates, index, tenant, spec, known)
+                    continue
                 same = {**known[1], "trace_parent": ""} == {**spec, "trace_parent": ""}
                 assert creates.codes[index] == (OK if same else CONFLICT), "T30"
                 assert creates.codes[index] or creates.id_bytes(index) == known[0], "I7"
@@ -207,6 +225,17 @@ class Simulation:
             if spec["key"]:
                 found = (creates.id_bytes(index), spec, now_ms)
                 self.model.put(self.model.keys, (tenant, spec["key"]), found)
+
+    def check_free(
+        self, creates: Creates, index: int, tenant: str, spec: dict[str, Any], known: Any
+    ) -> None:
+        """The task of a key is gone: the key is free, or was until the group that is open."""
+        if creates.codes[index] == CONFLICT:
+            assert self.model.swept.get(known[0], 0) > self.store.written, "T31"
+            return
+        assert creates.codes[index] == OK, "T31"
+        found = (creates.id_bytes(index), spec, self.clock.now_ms())
+        self.model.put(self.model.keys, (tenant, spec["key"]), found)
 
     def mass(self) -> None:
         """Fills buckets and segments, and ends nearly all of it at once."""
@@ -424,6 +453,104 @@ class Simulation:
                     taken.add(task.id)
         return codes
 
+    # --- what operators do
+
+    def cancel(self) -> None:
+        waiting = [task for task in self.model.busy if task.state in LIVE]
+        task = self.rng.choice(waiting) if waiting and self.rng.random() < 0.7 else self.some_task()
+        if task is None:
+            return
+        tenant = task.tenant if self.rng.random() < 0.9 else "other"
+        known = self.model.seen(task.id, tenant, self.clock.now_ms())
+        ends = known is not None and known.state in (READY, DELAYED)
+
+        def check(code: int, view: Any) -> None:
+            if ends:
+                assert code == OK and (view is None or view.error == "CANCELLED")
+            elif known is None:
+                # As long as an ended task is in memory it is known not to wait.
+                assert code == NOT_FOUND or task.state in FINAL
+            else:
+                late = known.expires_ms and known.expires_ms <= self.clock.now_ms()
+                gone = self.model.tasks[task.id].state == GONE
+                assert code == NOT_PENDING or (code == NOT_FOUND and (late or gone))
+
+        self.shard.cancel(format_id(task.id), tenant, lambda *answer: answered(*answer))
+        answered = self.expect("cancel", check)
+
+    def dead_letters(self) -> None:
+        rng, queues = self.rng, self.shard.queues
+        known = [(t.tenant, t.command) for t in self.model.busy if t.state == DEAD]
+        tenant, command = rng.choice(known or [(rng.choice(TENANTS), rng.choice(COMMANDS))])
+        ids = [format_id(t.id) for t in (self.some_task() for _ in range(4)) if t]
+        dead = self.model.waiting(tenant, command, [DEAD])
+        ids += [format_id(task.id) for task in dead[::2]]
+        operation = rng.choice([queues.requeue, queues.purge_dead])
+        limit = rng.choice([1, 3, 10_000])
+        operation(tenant, command, rng.choice([None, ids]), limit, lambda count: None)
+
+    def purge_queue(self) -> None:
+        ready, delayed = self.rng.choice([(True, False), (False, True), (True, True)])
+        tenant, command = self.rng.choice(TENANTS), self.rng.choice(COMMANDS)
+        self.shard.queues.purge_waiting(
+            tenant, command, ready=ready, delayed=delayed, done=lambda count: None
+        )
+
+    def pause(self) -> None:
+        queue = self.rng.choice(TENANTS), self.rng.choice(COMMANDS)
+        was = self.model.paused.get(queue)
+        change = self.shard.queues.resume if was else self.shard.queues.pause
+        change(*queue, lambda: answered())
+        answered = self.expect("pause", lambda: None, writes=True)
+
+    def clean_up(self) -> None:
+        tenant = self.rng.choice([*TENANTS, "mass"])
+        before_ms = self.clock.now_ms() + self.rng.choice([0, 2000, 10**12])
+        self.shard.cleanup.run(tenant, before_ms, self.rng.choice([1, 50, 10_000]), lambda n: None)
+
+    def swept(self, found: Any, take_away: Callable[[Any], None]) -> None:
+        """Cleanup takes tasks out of their directories."""
+        take_away(found)
+        for _, view in found.tasks:
+            task = self.model.tasks[view.id_bytes]
+            assert task.state in FINAL or task.state == GONE, "cleanup took a live task"
+            if task.state != GONE:
+                self.model.set(task, state=GONE)
+                self.model.swept[task.id] = self.store.written + 1
+
+    def list_tasks(self) -> None:
+        """Every page of a list, of which each task is there once and in its place."""
+        self.quiet()
+        tenant, command = self.rng.choice([*TENANTS, "mass"]), self.rng.choice([None, *COMMANDS])
+        states = self.rng.choice([[READY, DELAYED], [COMPLETED], [FAILED, DEAD], range(1, 7)])
+        wanted = Wanted(
+            tenant.encode(), command and command.encode(), sum(1 << state for state in states)
+        )
+        begin: int | None = 0
+        got: list[Any] = []
+        while begin is not None:
+            pages: list[Any] = []
+            count_max = self.rng.choice([7, 1000])
+            self.shard.listing.page(
+                wanted, begin, count_max, 1 << 20, lambda *page, pages=pages: pages.append(page)
+            )
+            self.quiet()
+            [(views, begin)] = pages
+            assert len(views) <= count_max
+            got += views
+        now_ms = self.clock.now_ms()
+        expected = [
+            task
+            for task in self.model.tasks.values()
+            if self.model.seen(task.id, tenant, now_ms) is not None
+            and task.state in states
+            and command in (None, task.command)
+        ]
+        expected.sort(key=lambda task: task.number)
+        assert [view.id_bytes for view in got] == [task.id for task in expected]
+        for view, task in zip(got, expected, strict=True):
+            self.same(view, task, now_ms)
+
     # --- reads
 
     def get(self) -> None:
@@ -511,6 +638,8 @@ class Simulation:
             for command in COMMANDS:
                 counts = self.engine.stats(tenant.encode(), command.encode())
                 assert counts == self.model.stats(tenant, command)
+                paused = bool(self.model.paused.get((tenant, command)))
+                assert self.shard.queues.paused(tenant, command) == paused
 
     def twin(self) -> None:
         """I8: memory is what a scan of the store gives."""
@@ -553,6 +682,12 @@ class Simulation:
             self.wait_for_result: 2,
             self.cancel_wait: 1,
             self.mass: 8,
+            self.cancel: 4,
+            self.dead_letters: 6,
+            self.purge_queue: 1,
+            self.pause: 2,
+            self.clean_up: 2,
+            self.list_tasks: 2,
             self.time_passes: 12,
             self.clock_jumps: 1,
             self.threads_stall: 6,
@@ -564,7 +699,7 @@ class Simulation:
         }
         if self.rng.random() < 0.5:  # threads that stand still for seconds, again and again
             weights |= {self.threads_stall: 15, self.threads_work: 25, self.runner_settles: 25}
-            weights |= {self.time_passes: 25, self.twin: 0}
+            weights |= {self.time_passes: 25, self.twin: 0, self.list_tasks: 0}
         for operation in self.rng.choices([*weights], [*weights.values()], k=STEPS):
             operation()
         self.quiet()
@@ -578,6 +713,8 @@ class Simulation:
         """All work ends, all keeping times end: nothing may be left."""
         while self.waiters:
             self.cancel_waiter()
+        for queue in [queue for queue, paused in self.model.paused.items() if paused]:
+            self.shard.queues.resume(*queue, lambda: None)
         for _ in range(40):
             self.quiet()
             while self.hands:

@@ -15,6 +15,7 @@ cdef extern from "codeq.h":
         CQ_FLAG_WATCHED
         CQ_FLAGS_STORED
         CQ_RECORD_HAS_RESULT
+        CQ_DIRECTORY_BYTES
 
     ctypedef enum cq_status:
         CQ_DONE
@@ -24,6 +25,7 @@ cdef extern from "codeq.h":
 
     ctypedef enum cq_code:
         CQ_OK
+        CQ_NOT_FOUND
 
     ctypedef enum cq_state:
         CQ_READY
@@ -32,6 +34,7 @@ cdef extern from "codeq.h":
         CQ_COMPLETED
         CQ_FAILED
         CQ_DEAD
+        CQ_GONE
 
     ctypedef enum cq_record_kind:
         CQ_RECORD_ENDED
@@ -218,6 +221,8 @@ cdef extern from "codeq.h":
         int64_t bytes_max
         int64_t now_ms
 
+    bint cq_bytes_equal(cq_bytes a, cq_bytes b)
+    uint64_t cq_get_be64(const uint8_t *at)
     void cq_id_format(const uint8_t *id, uint8_t *text)
     uint64_t cq_id_number(const uint8_t *id)
     uint8_t *cq_put_be64(uint8_t *to, uint64_t value)
@@ -254,6 +259,29 @@ cdef extern from "codeq.h":
     cq_status cq_task_tick(cq_engine *engine, int64_t now_ms, int64_t limit, int64_t *moved)
     cq_slot *cq_task_find(const cq_engine *engine, const uint8_t *id, cq_bytes tenant)
 
+    ctypedef struct cq_walk:
+        cq_bytes tenant
+        cq_bytes command
+        uint32_t states
+        uint64_t next
+        uint64_t end
+        uint32_t looks
+        const cq_tenant *owner
+        cq_queue *queue
+
+    ctypedef cq_status cq_slot_change(cq_engine *engine, cq_slot *slot, int64_t now_ms)
+    cq_status cq_slot_cancel(cq_engine *engine, cq_slot *slot, int64_t now_ms)
+    cq_status cq_slot_requeue(cq_engine *engine, cq_slot *slot, int64_t now_ms)
+    cq_status cq_slot_purge(cq_engine *engine, cq_slot *slot, int64_t now_ms)
+    void cq_walk_begin(const cq_engine *engine, cq_walk *walk)
+    cq_slot *cq_walk_next(const cq_engine *engine, cq_walk *walk)
+    cq_status cq_walk_each(cq_engine *engine, cq_walk *walk, cq_slot_change *change,
+                           uint32_t count_max, int64_t now_ms, uint32_t *count)
+    cq_status cq_walk_forget(cq_engine *engine, cq_walk *walk, int64_t before_ms,
+                             uint32_t count_max, int64_t now_ms, uint32_t *count)
+    cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command)
+    cq_status cq_queue_resume(cq_engine *engine, cq_bytes tenant, cq_bytes command)
+
     cq_status cq_record_find(cq_bytes chunk, uint64_t number, bint ended, cq_record *record)
     cq_status cq_body_split(cq_bytes stored, uint8_t flags, cq_body *body)
     cq_status cq_body_read(cq_bytes stored, uint8_t flags, cq_body *body)
@@ -276,6 +304,7 @@ cdef extern from "codeq.h":
     cq_status cq_load_done(cq_engine *engine, int64_t now_ms, int64_t grace_ms)
     cq_status cq_directory_read(cq_bytes value, bint own, uint64_t number, uint64_t *created,
                                 uint64_t *ended)
+    void cq_directory_forget(uint8_t *value, uint64_t number)
     void cq_engine_verify(const cq_engine *engine)
     void cq_engine_check(cq_engine *engine)
     uint64_t cq_engine_digest(const cq_engine *engine)

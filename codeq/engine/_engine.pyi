@@ -3,50 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Self, final
 
+from codeq.engine._views import CorruptRecord as CorruptRecord
+from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes
-
-class CorruptRecord(ValueError):
-    """Bytes read from the store are not what was written; the text says which chunk or key."""
-
-@final
-class TaskView:
-    """What one task is at one moment, for replies. Times are ms since the epoch, 0 = none.
-
-    When ``body_chunk`` is not None the body (command, payload, ...) is on disk only: get that chunk
-    from the store and call ``fill`` before reading the fields above the line.
-    """
-
-    id: str
-    id_bytes: bytes
-    command: str
-    payload: bytes
-    priority: int
-    webhook: str
-    max_attempts: int
-    tenant: str
-    created_ms: int
-    trace_parent: str
-    trace_state: str
-    # --- state
-    state: int  # READY, DELAYED, LEASED, COMPLETED, FAILED, DEAD
-    attempts: int
-    updated_ms: int
-    due_ms: int  # delayed: due time; leased: end of the lease
-    worker: str
-    error: str
-    # --- of an ended task
-    ended_ms: int
-    expires_ms: int
-    has_record: bool
-    record_chunk: int | None  # chunk of the ended record; fill reads error and the two below
-    result: bytes | None  # JSON text, None when none was sent
-    artifacts: bytes  # JSON text of a list, empty when none
-    ended_worker: str  # who ended it, for repeated results
-    ended_subject: str
-    body_chunk: int | None
-
-    def fill(self, chunks: Mapping[int, bytes]) -> None:
-        """Reads body and, if ended, the ended record from the chunks; raises CorruptRecord."""
 
 READY: int
 DELAYED: int
@@ -173,8 +132,76 @@ class Engine:
         CQ_ENDED, those without a slot CQ_ABSENT (the caller asks the store); a second mention in
         the same batch gets NOT_IN_PROGRESS. An item's own worker id wins over ``worker``."""
     def cancel(self, task_id: bytes, tenant: bytes, now_ms: int) -> int: ...
-    def requeue(self, task_id: bytes, tenant: bytes, now_ms: int) -> int: ...
-    def purge(self, task_id: bytes, tenant: bytes, now_ms: int) -> int: ...
+    def requeue(
+        self, task_id: bytes, tenant: bytes, now_ms: int, command: bytes | None = None
+    ) -> int:
+        """Makes a dead letter ready again, as new. ``command`` None = whatever its queue."""
+    def purge(
+        self, task_id: bytes, tenant: bytes, now_ms: int, command: bytes | None = None
+    ) -> int:
+        """Takes a dead letter and its record away."""
+
+    # --- many tasks, in creation order; numbers in ids are the order of creation
+    def walk(
+        self,
+        tenant: bytes | None,
+        command: bytes | None,
+        states: int,
+        begin: int,
+        end: int,
+        looks: int,
+        count_max: int,
+        bytes_max: int,
+    ) -> tuple[list[TaskView], int]:
+        """Tasks in memory with numbers in [begin, end), None = of every tenant or command,
+        ``states`` a bit for each: at most ``count_max``, about ``bytes_max`` of bodies, and
+        ``looks`` numbers looked at. Also the number to go on with. Views may need ``fill``."""
+    def cancel_many(
+        self,
+        tenant: bytes,
+        command: bytes,
+        ready: bool,
+        delayed: bool,
+        begin: int,
+        end: int,
+        looks: int,
+        count_max: int,
+        now_ms: int,
+    ) -> tuple[int, int]:
+        """Cancels waiting tasks of the queue; (how many, the number to go on with)."""
+    def requeue_many(
+        self, tenant: bytes, command: bytes, begin: int, count_max: int, now_ms: int
+    ) -> tuple[int, int]:
+        """Requeues dead letters of the queue; likewise."""
+    def purge_many(
+        self, tenant: bytes, command: bytes, begin: int, count_max: int, now_ms: int
+    ) -> tuple[int, int]:
+        """Purges dead letters of the queue; likewise."""
+    def forget(
+        self,
+        tenant: bytes,
+        before_ms: int,
+        begin: int,
+        end: int,
+        looks: int,
+        count_max: int,
+        now_ms: int,
+    ) -> tuple[int, int, int]:
+        """Takes ended tasks in memory away whose keeping time ends by ``before_ms``; (how many,
+        the number to go on with, looks)."""
+    @property
+    def looked(self) -> int:
+        """Looks of all walks so far."""
+    @property
+    def next_number(self) -> int:
+        """The number of the next create."""
+
+    # --- pauses
+    def pause(self, tenant: bytes, command: bytes) -> None:
+        """Claims pass the queue over from now on, whether it exists yet or not."""
+    def resume(self, tenant: bytes, command: bytes) -> None: ...
+
+    # --- time
     def tick(self, now_ms: int, limit: int) -> int:
         """Moves up to ``limit`` tasks whose time has come (due, lease over, dead letters whose
         keeping time is over); returns how many; call again while it returns ``limit``."""
@@ -201,6 +228,10 @@ class Engine:
     ) -> TaskView | None:
         """From the values of ``directory_keys``: a view of an ended task that still needs ``fill``
         (which checks id and tenant and raises KeyError when they do not match), or None."""
+    def holds(self, task_id: bytes) -> bool | None:
+        """Whether memory has the task and it can still be read; None = it is not in memory."""
+    def holds_stored(self, task_id: bytes, values: Sequence[bytes | None]) -> bool:
+        """The same by the values of ``directory_keys``."""
     def stats(self, tenant: bytes, command: bytes) -> tuple[int, int, int, int]:
         """ready, delayed, in progress, dead letters; in O(1)."""
     def queues(self, tenant: bytes | None) -> list[tuple[bytes, bytes, int, int, int, int]]:

@@ -4,13 +4,18 @@ C decides and counts; this file owns the memory and makes Python objects of what
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.pythread cimport PyThread_get_thread_ident
-from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp
+from libc.string cimport memset
 
+from codeq.engine._views cimport (
+    TaskView, body_of, bytes_of, find_record, id_of, id_text, is_live, new_view, numbered_key,
+    to_bytes, to_text, view_of
+)
 from codeq.engine._wire cimport Creates, Finishes
+
+from codeq.engine._views import CorruptRecord
 
 READY = CQ_READY
 DELAYED = CQ_DELAYED
@@ -28,190 +33,12 @@ cdef dict BACKOFFS = {
 }
 
 
-class CorruptRecord(ValueError):
-    """Bytes read from the store are not what was written; the text says which chunk or key."""
-
-
 # --- bytes ----------------------------------------------------------------------------------------
-
-cdef inline cq_bytes bytes_of(bytes text) noexcept:
-    return cq_bytes(<const uint8_t *>PyBytes_AS_STRING(text), <uint32_t>PyBytes_GET_SIZE(text))
-
-
-cdef inline const uint8_t *id_of(bytes task_id) except NULL:
-    if PyBytes_GET_SIZE(task_id) != CQ_ID_BYTES:
-        raise ValueError("an id has 16 bytes")
-    return <const uint8_t *>PyBytes_AS_STRING(task_id)
-
-
-cdef inline bytes to_bytes(cq_bytes run):
-    return PyBytes_FromStringAndSize(<const char *>run.ptr, run.len)
-
-
-cdef inline str to_text(cq_bytes run):
-    return PyUnicode_DecodeUTF8(<const char *>run.ptr, run.len, "replace")
-
-
-cdef str id_text(const uint8_t *task_id):
-    cdef uint8_t text[36]
-    cq_id_format(task_id, text)
-    return PyUnicode_DecodeUTF8(<const char *>text, CQ_ID_TEXT_BYTES, NULL)
-
-
-cdef bytes numbered_key(char prefix, uint64_t number):
-    cdef uint8_t key[9]
-    key[0] = <uint8_t>prefix
-    cq_put_be64(key + 1, number)
-    return PyBytes_FromStringAndSize(<const char *>key, sizeof(key))
-
 
 cdef inline int check(cq_status status) except -1:
     if status == CQ_NO_MEMORY:
         raise MemoryError
     return 0
-
-
-cdef int find_record(object chunks, uint64_t seq, uint64_t number, bint ended, cq_record *record,
-                     list keep) except -1:
-    """Finds a record in a chunk, which is then kept in ``keep``; 1 = the chunk has none."""
-    cdef bytes chunk = chunks[seq]
-    keep.append(chunk)
-    cdef cq_status status = cq_record_find(bytes_of(chunk), number, ended, record)
-    if status == CQ_MALFORMED:
-        raise CorruptRecord(f"chunk {seq} is damaged")
-    return status == CQ_FULL
-
-
-# --- views ----------------------------------------------------------------------------------------
-
-@cython.final
-cdef class TaskView:
-    cdef public str id
-    cdef public bytes id_bytes
-    cdef public str command
-    cdef public bytes payload
-    cdef public int priority
-    cdef public str webhook
-    cdef public int max_attempts
-    cdef public str tenant
-    cdef public int64_t created_ms
-    cdef public str trace_parent
-    cdef public str trace_state
-    cdef public int state
-    cdef public int attempts
-    cdef public int64_t updated_ms
-    cdef public int64_t due_ms
-    cdef public str worker
-    cdef public str error
-    cdef public int64_t ended_ms
-    cdef public int64_t expires_ms
-    cdef public bint has_record
-    cdef public object record_chunk
-    cdef public bytes result
-    cdef public bytes artifacts
-    cdef public str ended_worker
-    cdef public str ended_subject
-    cdef public object body_chunk
-
-    def __cinit__(self):
-        self.id = self.command = self.webhook = self.tenant = ""
-        self.trace_parent = self.trace_state = self.worker = self.error = ""
-        self.ended_worker = self.ended_subject = ""
-        self.id_bytes = self.payload = self.artifacts = b""
-
-    cdef int read_body(self, cq_bytes stored, uint8_t flags) except -1:
-        cdef cq_body body
-        if cq_body_read(stored, flags, &body) != CQ_DONE:
-            raise CorruptRecord(f"the stored body of task {self.id} is damaged")
-        self.command = to_text(body.command)
-        self.payload = to_bytes(body.payload)
-        self.priority = body.priority
-        self.webhook = to_text(body.webhook)
-        self.max_attempts = body.max_attempts
-        self.tenant = to_text(body.tenant)
-        self.created_ms = body.created_ms
-        self.trace_parent = to_text(body.trace_parent)
-        self.trace_state = to_text(body.trace_state)
-        return 0
-
-    cdef int read_ended(self, const cq_record *record) except -1:
-        cdef bint full = record.kind == CQ_RECORD_ENDED  # else a carried dead letter
-        self.state = record.state
-        self.attempts = record.attempts
-        self.updated_ms = self.ended_ms = record.ended_ms
-        self.expires_ms = record.expires_ms
-        self.error = to_text(record.error)
-        self.has_record = True
-        if full:
-            self.ended_worker = to_text(record.worker)
-            self.ended_subject = to_text(record.subject)
-            self.artifacts = to_bytes(record.artifacts)
-            if record.flags & CQ_RECORD_HAS_RESULT:
-                self.result = to_bytes(record.result) if record.result.len else b"null"
-        return 0
-
-    def fill(self, chunks not None):
-        cdef cq_record record
-        cdef list keep = []
-        cdef uint64_t number = cq_id_number(id_of(self.id_bytes))
-        cdef str tenant = self.tenant
-        if self.body_chunk is not None:
-            if find_record(chunks, self.body_chunk, number, False, &record, keep):
-                raise CorruptRecord(f"chunk {self.body_chunk} lacks the task {self.id}")
-            if memcmp(record.id, id_of(self.id_bytes), CQ_ID_BYTES) != 0:
-                raise KeyError(self.id)
-            self.read_body(record.stored, record.flags)
-            if self.tenant != tenant:
-                raise KeyError(self.id)
-            self.body_chunk = None
-        if self.record_chunk is not None:
-            if find_record(chunks, self.record_chunk, number, True, &record, keep):
-                raise CorruptRecord(f"chunk {self.record_chunk} lacks the end of task {self.id}")
-            self.read_ended(&record)
-            self.record_chunk = None
-
-
-cdef TaskView new_view(const uint8_t *task_id):
-    cdef TaskView view = TaskView.__new__(TaskView)
-    view.id = id_text(task_id)
-    view.id_bytes = PyBytes_FromStringAndSize(<const char *>task_id, CQ_ID_BYTES)
-    return view
-
-
-cdef TaskView view_of(const cq_slot *slot):
-    """The task as its slot has it, without the body."""
-    cdef TaskView view = new_view(slot.id)
-    view.tenant = to_text(slot.queue.tenant.name)
-    view.command = to_text(slot.queue.command)
-    view.priority = slot.priority
-    view.max_attempts = slot.max_attempts
-    view.created_ms = slot.created_ms
-    view.state = slot.state
-    view.attempts = slot.attempts
-    view.updated_ms = slot.updated_ms
-    if slot.error != NULL:
-        view.error = PyUnicode_DecodeUTF8(<const char *>slot.error.data, slot.error.len, "replace")
-    if slot.state == CQ_COMPLETED or slot.state == CQ_FAILED or slot.state == CQ_DEAD:
-        view.ended_ms = slot.updated_ms
-        view.expires_ms = slot.due_ms
-        view.has_record = True
-        view.record_chunk = slot.ended_chunk
-        if slot.holder != NULL:
-            view.ended_worker = to_text(slot.holder.worker)
-            view.ended_subject = to_text(slot.holder.subject)
-    else:
-        view.due_ms = slot.due_ms
-        if slot.holder != NULL:
-            view.worker = to_text(slot.holder.worker)
-    return view
-
-
-cdef bint is_live(const cq_slot *slot) noexcept:
-    return slot.state == CQ_READY or slot.state == CQ_DELAYED or slot.state == CQ_LEASED
-
-
-cdef cq_bytes body_of(const cq_slot *slot) noexcept:
-    return cq_bytes(slot.body, slot.body_len)
 
 
 # --- claims ---------------------------------------------------------------------------------------
@@ -272,6 +99,7 @@ cdef Py_ssize_t part_of(Py_ssize_t count, Py_ssize_t begin, Py_ssize_t end) exce
 cdef class Engine:
     cdef cq_engine *core
     cdef unsigned long thread
+    cdef readonly uint64_t looked
 
     def __cinit__(
         self,
@@ -527,17 +355,139 @@ cdef class Engine:
         self.leave(cq_task_cancel(self.core, id_of(task_id), bytes_of(tenant), now_ms, &code))
         return <int>code
 
-    def requeue(self, bytes task_id not None, bytes tenant not None, int64_t now_ms):
+    cdef bint elsewhere(self, bytes task_id, bytes tenant, bytes command) except -1:
+        """Whether a command is named and the task is of another one."""
+        cdef cq_slot *slot
+        if command is None:
+            return False
+        slot = cq_task_find(self.core, id_of(task_id), bytes_of(tenant))
+        return slot != NULL and not cq_bytes_equal(slot.queue.command, bytes_of(command))
+
+    def requeue(
+        self, bytes task_id not None, bytes tenant not None, int64_t now_ms, bytes command=None,
+    ):
         cdef cq_code code
         self.enter()
+        if self.elsewhere(task_id, tenant, command):
+            return <int>CQ_NOT_FOUND
         self.leave(cq_task_requeue(self.core, id_of(task_id), bytes_of(tenant), now_ms, &code))
         return <int>code
 
-    def purge(self, bytes task_id not None, bytes tenant not None, int64_t now_ms):
+    def purge(
+        self, bytes task_id not None, bytes tenant not None, int64_t now_ms, bytes command=None,
+    ):
         cdef cq_code code
         self.enter()
+        if self.elsewhere(task_id, tenant, command):
+            return <int>CQ_NOT_FOUND
         self.leave(cq_task_purge(self.core, id_of(task_id), bytes_of(tenant), now_ms, &code))
         return <int>code
+
+    # --- many tasks, in creation order
+
+    cdef cq_walk walk_over(
+        self, bytes tenant, bytes command, uint32_t states, uint64_t begin, uint64_t end,
+        uint32_t looks,
+    ) noexcept:
+        cdef cq_walk walk
+        memset(&walk, 0, sizeof(walk))
+        if tenant is not None:
+            walk.tenant = bytes_of(tenant)
+        if command is not None:
+            walk.command = bytes_of(command)
+        walk.states = states
+        walk.next = begin
+        walk.end = end
+        walk.looks = looks
+        cq_walk_begin(self.core, &walk)
+        return walk
+
+    def walk(
+        self, bytes tenant, bytes command, uint32_t states, uint64_t begin, uint64_t end,
+        uint32_t looks, Py_ssize_t count_max, int64_t bytes_max,
+    ):
+        cdef cq_slot *slot
+        cdef TaskView view
+        cdef list views = []
+        cdef int64_t size = 0
+        self.enter()
+        cdef cq_walk walk = self.walk_over(tenant, command, states, begin, end, looks)
+        while len(views) < count_max and (not views or size <= bytes_max):
+            slot = cq_walk_next(self.core, &walk)
+            if slot == NULL:
+                break
+            view = view_of(slot)
+            if view.has_record and view.expires_ms <= self.core.now_ms:
+                continue
+            size += slot.body_len
+            if is_live(slot) and slot.body != NULL:
+                view.read_body(body_of(slot), slot.flags)
+            else:
+                view.body_chunk = slot.created_chunk
+            views.append(view)
+        self.looked += looks - walk.looks
+        return views, walk.next
+
+    cdef tuple each(
+        self, cq_slot_change *change, bytes tenant, bytes command, uint32_t states, uint64_t begin,
+        uint64_t end, uint32_t looks, uint32_t count_max, int64_t now_ms,
+    ):
+        cdef uint32_t count
+        self.enter()
+        cdef cq_walk walk = self.walk_over(tenant, command, states, begin, end, looks)
+        self.leave(cq_walk_each(self.core, &walk, change, count_max, now_ms, &count))
+        self.looked += looks - walk.looks
+        return (count, walk.next)
+
+    def cancel_many(
+        self, bytes tenant not None, bytes command not None, bint ready, bint delayed,
+        uint64_t begin, uint64_t end, uint32_t looks, uint32_t count_max, int64_t now_ms,
+    ):
+        cdef uint32_t states = (1 << CQ_READY if ready else 0) | (1 << CQ_DELAYED if delayed else 0)
+        return self.each(&cq_slot_cancel, tenant, command, states, begin, end, looks, count_max,
+                         now_ms)
+
+    def requeue_many(
+        self, bytes tenant not None, bytes command not None, uint64_t begin, uint32_t count_max,
+        int64_t now_ms,
+    ):
+        return self.each(&cq_slot_requeue, tenant, command, 1 << CQ_DEAD, begin,
+                         self.core.next_number, count_max, count_max, now_ms)
+
+    def purge_many(
+        self, bytes tenant not None, bytes command not None, uint64_t begin, uint32_t count_max,
+        int64_t now_ms,
+    ):
+        return self.each(&cq_slot_purge, tenant, command, 1 << CQ_DEAD, begin,
+                         self.core.next_number, count_max, count_max, now_ms)
+
+    def forget(
+        self, bytes tenant not None, int64_t before_ms, uint64_t begin, uint64_t end,
+        uint32_t looks, uint32_t count_max, int64_t now_ms,
+    ):
+        cdef uint32_t count
+        cdef uint32_t states = 1 << CQ_COMPLETED | 1 << CQ_FAILED | 1 << CQ_DEAD
+        self.enter()
+        cdef cq_walk walk = self.walk_over(tenant, None, states, begin, end, looks)
+        self.leave(cq_walk_forget(self.core, &walk, before_ms, count_max, now_ms, &count))
+        self.looked += looks - walk.looks
+        return (count, walk.next, looks - walk.looks)
+
+    @property
+    def next_number(self):
+        return self.core.next_number
+
+    # --- pauses
+
+    def pause(self, bytes tenant not None, bytes command not None):
+        self.enter()
+        self.leave(cq_queue_pause(self.core, bytes_of(tenant), bytes_of(command)))
+
+    def resume(self, bytes tenant not None, bytes command not None):
+        self.enter()
+        self.leave(cq_queue_resume(self.core, bytes_of(tenant), bytes_of(command)))
+
+    # --- time
 
     def tick(self, int64_t now_ms, int64_t limit):
         cdef int64_t moved
@@ -609,28 +559,49 @@ cdef class Engine:
             return []
         return [numbered_key(c"d", number // CQ_BUCKET_SLOTS), numbered_key(c"e", number)]
 
-    def view_stored(self, bytes task_id not None, bytes tenant not None, values not None):
-        cdef uint64_t created, ended
+    cdef bint find_stored(
+        self, bytes task_id, values, uint64_t *created, uint64_t *ended
+    ) except -1:
+        """Where the task stands by the values of its directory keys; False = nowhere."""
         cdef uint64_t number = cq_id_number(id_of(task_id))
         cdef Py_ssize_t i
         cdef bytes value
         cdef cq_status status
-        cdef TaskView view
         for i in reversed(range(len(values))):
             value = values[i]
             if value is None:
                 continue
-            status = cq_directory_read(bytes_of(value), i == 1, number, &created, &ended)
+            status = cq_directory_read(bytes_of(value), i == 1, number, created, ended)
             if status == CQ_MALFORMED:
                 raise CorruptRecord(f"the directory of task {id_text(id_of(task_id))} is damaged")
-            if status == CQ_DONE and created >= self.core.log.tail and ended >= self.core.log.tail:
-                view = new_view(id_of(task_id))
-                view.tenant = tenant.decode(errors="replace")
-                view.has_record = True
-                view.body_chunk = created
-                view.record_chunk = ended
-                return view
-        return None
+            if (status == CQ_DONE and created[0] >= self.core.log.tail
+                    and ended[0] >= self.core.log.tail):
+                return True
+        return False
+
+    def view_stored(self, bytes task_id not None, bytes tenant not None, values not None):
+        cdef uint64_t created, ended
+        cdef TaskView view
+        if not self.find_stored(task_id, values, &created, &ended):
+            return None
+        view = new_view(id_of(task_id))
+        view.tenant = tenant.decode(errors="replace")
+        view.has_record = True
+        view.body_chunk = created
+        view.record_chunk = ended
+        return view
+
+    def holds(self, bytes task_id not None):
+        cdef cq_slot *slot
+        self.enter()
+        slot = cq_table_find(&self.core.table, id_of(task_id))
+        if slot == NULL:
+            return None
+        return slot.state != CQ_GONE and (is_live(slot) or slot.due_ms > self.core.now_ms)
+
+    def holds_stored(self, bytes task_id not None, values not None):
+        cdef uint64_t created, ended
+        return self.find_stored(task_id, values, &created, &ended)
 
     def stats(self, bytes tenant not None, bytes command not None):
         cdef cq_queue *queue = cq_queue_find(self.core, bytes_of(tenant), bytes_of(command))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from codeq.engine._engine import Claim, Engine, TaskView
+from codeq.engine._engine import Claim, Engine
+from codeq.engine._views import TaskView
 
 
 class ClaimRequest(msgspec.Struct, frozen=True):

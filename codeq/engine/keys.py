@@ -2,7 +2,8 @@
 
 On disk: `k` + generation (4 bytes) + 128-bit hash of tenant and key; the value holds the task's id,
 the hash of the request and the time of the create. A generation is one window long, so a look-up
-asks this generation and the one before, and a generation that is over goes as one range.
+asks this generation and the one before, and a generation that is over goes as one range. An entry
+stays when its task is purged or cleaned up: a key whose task is gone is free all the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from hashlib import blake2b
 import msgspec
 
 from codeq import errors
+from codeq.engine._engine import Engine
+from codeq.engine._views import CorruptRecord
 from codeq.engine._wire import Creates
 from codeq.engine.store import Store
 
@@ -36,7 +39,8 @@ class Keys:
     with the original task instead of a conflict.
     """
 
-    def __init__(self, store: Store, window_ms: int, *, lenient: bool) -> None:
+    def __init__(self, engine: Engine, store: Store, window_ms: int, *, lenient: bool) -> None:
+        self._engine = engine
         self._store = store
         self._window_ms = window_ms
         self._lenient = lenient
@@ -108,12 +112,33 @@ class Keys:
         for hashed in hashes:
             ask += [self._key(hashed, now_ms), self._key(hashed, now_ms - self._window_ms)]
         values = self._store.get(ask)
-        return [
+        found = [
             self._binding(
                 self._open.get(hashed) or _decode(values[2 * i] or values[2 * i + 1]), now_ms
             )
             for i, hashed in enumerate(hashes)
         ]
+        return self._with_task(found)
+
+    def _with_task(self, found: list[_Known | None]) -> list[_Known | None]:
+        """Without those whose task is gone. One that left memory with the group before this one
+        has its directory in the store already."""
+        held = [known and self._engine.holds(known.task_id) for known in found]
+        asked = {
+            i: self._engine.directory_keys(k.task_id)
+            for i, k in enumerate(found)
+            if k is not None and held[i] is None
+        }
+        values = iter(self._store.get([key for keys in asked.values() for key in keys]))
+        for i, keys in asked.items():
+            known = found[i]
+            assert known is not None
+            try:
+                own = [next(values) for _ in keys]
+                held[i] = self._engine.holds_stored(known.task_id, own)
+            except CorruptRecord as error:
+                raise errors.StoreError(f"the store is damaged: {error}") from error
+        return [known if held[i] else None for i, known in enumerate(found)]
 
     def _binding(self, known: _Known | None, now_ms: int) -> _Known | None:
         if known is None or now_ms >= known.created_ms + self._window_ms:

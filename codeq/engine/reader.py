@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from codeq.engine._engine import CorruptRecord, Engine, TaskView
+from codeq.engine._engine import Engine
+from codeq.engine._views import CorruptRecord, TaskView
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.store import Store
 

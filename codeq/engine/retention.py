@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from codeq.engine._engine import CorruptRecord, Engine
+from codeq.engine._engine import Engine
+from codeq.engine._views import CorruptRecord
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.reader import chunk_key

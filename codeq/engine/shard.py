@@ -17,12 +17,17 @@ import msgspec
 
 from codeq import errors
 from codeq.engine import _engine, targets
-from codeq.engine._engine import Claim, Engine, TaskView
+from codeq.engine._engine import Claim, Engine
+from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes, parse_id
 from codeq.engine.claims import ClaimRequest, Claims, Delivery, Waiter
+from codeq.engine.cleanup import Cleanup
 from codeq.engine.clock import Clock
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
+from codeq.engine.listing import Listing
+from codeq.engine.pauses import Pauses
+from codeq.engine.queues import Queues
 from codeq.engine.reader import LOOKS_MAX, Reader
 from codeq.engine.recovery import recover
 from codeq.engine.retention import Retention
@@ -100,7 +105,10 @@ class ResultWait:
 
 
 class Shard:
-    """Every operation on the tasks of one data folder. Make it with ``open``."""
+    """Every operation on the tasks of one data folder. Make it with ``open``.
+
+    What operators do to whole queues is in ``queues``, ``listing`` and ``cleanup``.
+    """
 
     def __init__(
         self,
@@ -120,7 +128,10 @@ class Shard:
         self._store = store
         self._claims = Claims(engine)
         self._keys = Keys(
-            store, settings.idempotency_window_seconds * 1000, lenient=settings.idempotency_lenient
+            engine,
+            store,
+            settings.idempotency_window_seconds * 1000,
+            lenient=settings.idempotency_lenient,
         )
         self._waits: dict[bytes, list[ResultWait]] = {}
         self._due: tuple[int, Callable[[], None]] | None = None
@@ -134,7 +145,11 @@ class Shard:
             fault=fault,
             sync=settings.fsync_on_commit,
         )
+        self._pauses = Pauses(engine, store)
         self._reader = Reader(engine, store, runner, self.journal)
+        self.queues = Queues(engine, clock, self.journal, self._pauses)
+        self.listing = Listing(engine, store, clock, runner, self.journal)
+        self.cleanup = Cleanup(engine, store, clock, runner, self.journal)
         self._retention = Retention(engine, store, runner, self.journal, self._keys)
         self._maintain()
         self.journal.kick()
@@ -480,6 +495,31 @@ class Shard:
             if view is not None:
                 seen.add(view.id_bytes)
 
+    # --- cancel
+
+    def cancel(
+        self, task_id: str, tenant: str, done: Callable[[Number, TaskView | None], None]
+    ) -> None:
+        """Ends a task that waits: ``done(OK, the task)``, or the refusal's number and None.
+
+        The task is None when its keeping time was over at once.
+        """
+        found = parse_id(task_id) or _NO_ID
+        now_ms = self.clock.now_ms()
+        code = self.engine.cancel(found, tenant.encode(), now_ms)
+        if code not in (errors.OK, _ABSENT):
+            self.journal.after(lambda: done(code, None))
+            return
+
+        def read(views: list[TaskView | None]) -> None:
+            if code == errors.OK:
+                done(code, views[0])
+            else:
+                row = errors.NOT_FOUND if views[0] is None else errors.NOT_PENDING
+                done(row.number or 0, None)
+
+        self._reader.views([found], tenant.encode(), now_ms, read)
+
     # --- reads
 
     def get(self, task_id: str, tenant: str, done: Callable[[TaskView | None], None]) -> None:
@@ -506,13 +546,6 @@ class Shard:
         wait.stop_timer = self._runner.at(self.clock.now_ms() + wait_ms, wait.finish)
         return wait
 
-    def stats(
-        self, tenant: str, command: str, done: Callable[[tuple[int, int, int, int]], None]
-    ) -> None:
-        """Ready, delayed, in progress and dead letters of one queue."""
-        counts = self.engine.stats(tenant.encode(), command.encode())
-        self.journal.after(lambda: done(counts))
-
     # --- the open group, timers
 
     def _close_group(self) -> None:
@@ -528,7 +561,10 @@ class Shard:
         self._keys.written()
         puts = self.engine.take()
         self._retention.written(puts)
-        return puts
+        paused, resumed = self._pauses.take()
+        for key in resumed:
+            self.journal.delete(key)
+        return puts + paused
 
     def _arm(self) -> None:
         due_ms = self.engine.next_due_ms()

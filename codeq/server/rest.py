@@ -1,6 +1,7 @@
 """The REST edge: an ASGI application that finds the route, lets the caller in, and answers.
 
-Errors become statuses here and nowhere else. What the routes do is in rest_tasks and rest_leases.
+Errors become statuses here and nowhere else. What the routes do is in rest_tasks, rest_leases
+and rest_admin.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import auth, rest_leases, rest_tasks
+from codeq.server import auth, rest_admin, rest_leases, rest_tasks
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     KEYS_UNAVAILABLE,
@@ -82,6 +83,9 @@ STATIC: dict[tuple[str, bytes], Route] = {
         _worker(auth.SCOPE_RESULT), rest_leases.result_batch
     ),
     ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
+    ("GET", PREFIX + b"/admin/queues"): Route(Auth.admin, rest_admin.queues),
+    ("GET", PREFIX + b"/admin/tasks"): Route(Auth.admin, rest_admin.tasks),
+    ("POST", PREFIX + b"/admin/tasks/cleanup"): Route(Auth.admin, rest_admin.cleanup),
 }
 #: Routes with variable parts, written {}, by method and path behind the prefix
 VARIABLE: dict[tuple[str, bytes], Route] = {
@@ -92,7 +96,14 @@ VARIABLE: dict[tuple[str, bytes], Route] = {
     ("POST", b"tasks/{}/abandon"): Route(_worker(auth.SCOPE_ABANDON), rest_leases.abandon),
     ("POST", b"tasks/{}/nack"): Route(_worker(auth.SCOPE_NACK), rest_leases.nack),
     ("POST", b"tasks/{}/result"): Route(_worker(auth.SCOPE_RESULT), rest_leases.result),
-    ("GET", b"admin/queues/{}"): Route(Auth.admin, rest_tasks.queue_stats),
+    ("POST", b"tasks/{}/cancel"): Route(Auth.producer, rest_tasks.cancel),
+    ("GET", b"admin/queues/{}"): Route(Auth.admin, rest_admin.queue_stats),
+    ("GET", b"admin/queues/{}/dead"): Route(Auth.admin, rest_admin.dead),
+    ("POST", b"admin/queues/{}/dead/requeue"): Route(Auth.admin, rest_admin.requeue),
+    ("POST", b"admin/queues/{}/dead/purge"): Route(Auth.admin, rest_admin.purge_dead),
+    ("POST", b"admin/queues/{}/pause"): Route(Auth.admin, rest_admin.pause),
+    ("POST", b"admin/queues/{}/resume"): Route(Auth.admin, rest_admin.resume),
+    ("POST", b"admin/queues/{}/purge"): Route(Auth.admin, rest_admin.purge_waiting),
 }
 _HEALTHY = Reply(200, b'{"status":"ok"}')
 

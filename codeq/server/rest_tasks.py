@@ -1,7 +1,8 @@
-"""REST for those who make tasks and look at them: creates, reads, queue statistics."""
+"""REST for those who make tasks and look at them: creates, reads, cancel."""
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import msgspec
@@ -12,8 +13,8 @@ from codeq.engine.shard import TaskView
 from codeq.errors import (
     BODY_INVALID,
     BY_NUMBER,
-    COMMAND_INVALID,
     DELAY_INVALID,
+    NOT_PENDING,
     OK,
     PRIORITY_INVALID,
     RUN_AT_INVALID,
@@ -29,7 +30,6 @@ from codeq.model import (
     CreateBody,
     CreatedItem,
     ItemRefusal,
-    QueueStats,
     RawCreateBatchBody,
     ResultItem,
     Results,
@@ -52,11 +52,11 @@ from codeq.server.request import (
     error_reply,
     promise,
     refusal_reply,
+    settle,
 )
 from codeq.server.views import item_refusal, record_of, task_of
 
 TRACE_BYTES_MAX = 512
-COMMAND_BYTES_MAX = 256
 
 _create = msgspec.json.Decoder(CreateBody)
 _create_list: msgspec.json.Decoder[list[CreateBody]] = msgspec.json.Decoder(list[CreateBody])
@@ -255,25 +255,18 @@ def wait_seconds(text: str) -> int:
     return min(int(text[:9]), RESULT_WAIT_SECONDS_MAX)
 
 
-async def queue_stats(edge: Edge, request: Request, principal: Principal) -> Reply:
-    """GET /admin/queues/{command}; for an operator that of ``tenant``, or of all together."""
-    command = request.text().strip()
-    if not command or len(command.encode()) > COMMAND_BYTES_MAX:
-        return refusal_reply(COMMAND_INVALID)
-    tenant = request.parameter(b"tenant") if principal.is_operator else principal.tenant
-    answer, done = promise(edge.loop)
-    edge.shard.stats(tenant or principal.tenant, command, done)
-    counts: tuple[int, int, int, int] = await answer
-    if not tenant:
-        counts = _all_tenants(edge, command.encode())
-    return Reply(200, encode(QueueStats(command, *counts, tenant if principal.is_operator else "")))
-
-
-def _all_tenants(edge: Edge, command: bytes) -> tuple[int, int, int, int]:
-    """Depths of a command's queues over all tenants; grows with the number of queues."""
-    rows = [row[2:] for row in edge.shard.engine.queues(None) if row[1] == command]
-    ready, delayed, leased, dead = (sum(column) for column in zip((0, 0, 0, 0), *rows, strict=True))
-    return ready, delayed, leased, dead
+async def cancel(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /tasks/{id}/cancel"""
+    await request.body(edge, principal)
+    edge.require_ready()
+    answer: asyncio.Future[tuple[int, TaskView | None]] = edge.loop.create_future()
+    edge.shard.cancel(
+        request.text(), principal.tenant, lambda code, view: settle(answer, (code, view))
+    )
+    code, view = await answer
+    if code == NOT_PENDING.number:
+        return refusal_reply(NOT_PENDING)
+    return _TASK_ABSENT if view is None else Reply(200, encode(task_of(view)))
 
 
 async def raft_status(edge: Edge, request: Request, principal: Principal) -> Reply:

@@ -1,0 +1,297 @@
+"""REST for admins: queues and their depths, lists of tasks, dead letters, pauses, cleanup.
+
+An admin sees and changes what is of the own tenant. An operator sees every tenant, or the one that
+the query parameter ``tenant`` names, and changes what is of that one, else of the own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+
+from codeq.engine.queues import Depths
+from codeq.engine.shard import TaskView
+from codeq.engine.stored import Wanted
+from codeq.errors import COMMAND_INVALID
+from codeq.model import (
+    INT32_MAX,
+    TIME_MAX_MS,
+    TIME_MIN_MS,
+    Cleaned,
+    CleanupBody,
+    DeadBody,
+    PurgeBody,
+    Purged,
+    QueuePause,
+    Queues,
+    QueueStats,
+    Requeued,
+    TaskPage,
+    parse_rfc3339,
+    rfc3339,
+)
+from codeq.server.auth import Principal
+from codeq.server.limits import CLEANUP
+from codeq.server.request import (
+    Edge,
+    Refused,
+    Reply,
+    Request,
+    decode,
+    encode,
+    error_reply,
+    promise,
+    refusal_reply,
+    settle,
+)
+from codeq.server.views import COMPLETED, DEAD, DELAYED, FAILED, LEASED, READY, task_of
+
+COMMAND_BYTES_MAX = 256
+PAGE_TASKS_MAX = 1_000
+PAGE_TASKS_DEFAULT = 100
+#: payload in one page of a list
+PAGE_BYTES_MAX = 4 << 20
+DEAD_IDS_MAX = 1_000
+DEAD_LIMIT_DEFAULT = 100
+CLEANUP_LIMIT_MAX = 10_000
+CLEANUP_LIMIT_DEFAULT = 1_000
+#: states of the engine, a bit for each, by status
+STATES = {
+    "PENDING": 1 << READY | 1 << DELAYED,
+    "IN_PROGRESS": 1 << LEASED,
+    "COMPLETED": 1 << COMPLETED,
+    "FAILED": 1 << FAILED | 1 << DEAD,
+}
+ALL_STATES = sum(STATES.values())
+_CURSOR = re.compile("[0-9a-f]{12}")
+
+_dead = msgspec.json.Decoder(DeadBody)
+_purge = msgspec.json.Decoder(PurgeBody)
+_cleanup = msgspec.json.Decoder(CleanupBody)
+
+Counting = Callable[[str, str, Sequence[str] | None, int, Callable[[int], None]], None]
+
+
+# --- what is asked for ---------------------------------------------------------------------------
+
+
+def _seen(request: Request, principal: Principal) -> str | None:
+    """The tenant whose things are shown; None is every tenant."""
+    if not principal.is_operator:
+        return principal.tenant
+    return request.parameter(b"tenant") or None
+
+
+def _changed(request: Request, principal: Principal) -> str:
+    """The tenant whose things are changed: always one."""
+    return _seen(request, principal) or principal.tenant
+
+
+def _command(text: str) -> str:
+    """A command as queues are named by it."""
+    command = text.strip()
+    if not command or len(command.encode()) > COMMAND_BYTES_MAX or any(map(_is_control, command)):
+        raise Refused(refusal_reply(COMMAND_INVALID))
+    return command
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) == "Cc"
+
+
+def _bad(what: str) -> Refused:
+    return Refused(error_reply("validation-error", f"invalid {what}"))
+
+
+def _limit(text: str) -> int:
+    """``limit`` of a list."""
+    if not text:
+        return PAGE_TASKS_DEFAULT
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
+        raise _bad("limit")
+    if not 1 <= int(text) <= PAGE_TASKS_MAX:
+        raise _bad("limit")
+    return int(text)
+
+
+def _cursor(text: str) -> int:
+    """The number a cursor leads to: hexadecimal, of a task's place among all creates."""
+    if not text:
+        return 0
+    if not _CURSOR.fullmatch(text):
+        raise _bad("cursor")
+    return int(text, 16)
+
+
+# --- queues --------------------------------------------------------------------------------------
+
+
+async def queues(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /admin/queues"""
+    answer, done = promise(edge.loop)
+    edge.shard.queues.all(_seen(request, principal), done)
+    found: list[Depths] = await answer
+    shown = [_stats(depths, principal) for depths in found]
+    return Reply(200, encode(Queues(shown)))
+
+
+async def queue_stats(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /admin/queues/{command}; for an operator who names no tenant that of all together."""
+    command = _command(request.text())
+    tenant = _seen(request, principal)
+    answer, done = promise(edge.loop)
+    if tenant is not None:
+        edge.shard.queues.stats(tenant, command, done)
+        depths: Depths = await answer
+        return Reply(200, encode(_stats(depths, principal)))
+    edge.shard.queues.all(None, done)
+    rows = [depths[1:5] for depths in await answer if depths[0] == command]
+    ready, delayed, leased, dead = (sum(column) for column in zip((0, 0, 0, 0), *rows, strict=True))
+    return Reply(200, encode(QueueStats(command, ready, delayed, leased, dead)))
+
+
+def _stats(depths: Depths, principal: Principal) -> QueueStats:
+    command, ready, delayed, leased, dead, tenant = depths
+    shown = tenant if principal.is_operator else ""
+    return QueueStats(command, ready, delayed, leased, dead, shown)
+
+
+async def pause(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /admin/queues/{command}/pause"""
+    command = await _queue_of_change(edge, request, principal)
+    answer: asyncio.Future[None] = edge.loop.create_future()
+    edge.shard.queues.pause(_changed(request, principal), command, partial(settle, answer, None))
+    await answer
+    return Reply(200, encode(QueuePause(command, True)))
+
+
+async def resume(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /admin/queues/{command}/resume"""
+    command = await _queue_of_change(edge, request, principal)
+    answer: asyncio.Future[None] = edge.loop.create_future()
+    edge.shard.queues.resume(_changed(request, principal), command, partial(settle, answer, None))
+    await answer
+    return Reply(200, encode(QueuePause(command, False)))
+
+
+async def _queue_of_change(edge: Edge, request: Request, principal: Principal) -> str:
+    """The command of a change that reads nothing of its body."""
+    command = _command(request.text())
+    await request.body(edge, principal)
+    edge.require_ready()
+    return command
+
+
+async def purge_waiting(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /admin/queues/{command}/purge: ends the waiting tasks that are there now."""
+    command = _command(request.text())
+    state = decode(_purge, await request.body(edge, principal) or b"{}").state
+    if state not in ("ready", "delayed", "all"):
+        raise _bad("state")
+    edge.require_ready()
+    answer, done = promise(edge.loop)
+    edge.shard.queues.purge_waiting(
+        _changed(request, principal),
+        command,
+        ready=state != "delayed",
+        delayed=state != "ready",
+        done=done,
+    )
+    return Reply(200, encode(Purged(await answer)))
+
+
+# --- dead letters --------------------------------------------------------------------------------
+
+
+async def dead(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /admin/queues/{command}/dead"""
+    command = _command(request.text())
+    return await _page(edge, request, principal, command, 1 << DEAD)
+
+
+async def requeue(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /admin/queues/{command}/dead/requeue"""
+    count = await _dead_letters(edge, request, principal, edge.shard.queues.requeue)
+    return Reply(200, encode(Requeued(count)))
+
+
+async def purge_dead(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /admin/queues/{command}/dead/purge"""
+    count = await _dead_letters(edge, request, principal, edge.shard.queues.purge_dead)
+    return Reply(200, encode(Purged(count)))
+
+
+async def _dead_letters(
+    edge: Edge, request: Request, principal: Principal, change: Counting
+) -> int:
+    command = _command(request.text())
+    body = decode(_dead, await request.body(edge, principal) or b"{}")
+    limit = DEAD_LIMIT_DEFAULT if body.limit is None else body.limit
+    if body.ids is not None and len(body.ids) > DEAD_IDS_MAX:
+        message = f"batch size exceeds maximum of {DEAD_IDS_MAX}"
+        raise Refused(error_reply("validation-error", message))
+    if not 1 <= limit <= INT32_MAX:
+        raise _bad("limit")
+    edge.require_ready()
+    answer, done = promise(edge.loop)
+    change(_changed(request, principal), command, body.ids, limit, done)
+    count: int = await answer
+    return count
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+
+
+async def tasks(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /admin/tasks"""
+    status = request.parameter(b"status")
+    if status and status not in STATES:
+        raise _bad("status")
+    named = request.parameter(b"command")
+    command = _command(named) if named else None
+    return await _page(edge, request, principal, command, STATES.get(status, ALL_STATES))
+
+
+async def _page(
+    edge: Edge, request: Request, principal: Principal, command: str | None, states: int
+) -> Reply:
+    """One page of tasks in creation order."""
+    limit = _limit(request.parameter(b"limit"))
+    begin = _cursor(request.parameter(b"cursor"))
+    tenant = _seen(request, principal)
+    wanted = Wanted(
+        None if tenant is None else tenant.encode(),
+        None if command is None else command.encode(),
+        states,
+    )
+    answer: asyncio.Future[tuple[list[TaskView], int | None]] = edge.loop.create_future()
+    edge.shard.listing.page(
+        wanted,
+        begin,
+        limit,
+        PAGE_BYTES_MAX,
+        lambda views, after: settle(answer, (views, after)),
+    )
+    views, after = await answer
+    cursor = "" if after is None else f"{after:012x}"
+    return Reply(200, encode(TaskPage([task_of(view) for view in views], cursor)))
+
+
+async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """POST /admin/tasks/cleanup"""
+    body = decode(_cleanup, await request.body(edge, principal) or b"{}")
+    before_ms = edge.clock.now_ms() if body.before is None else parse_rfc3339(body.before)
+    if before_ms is None or not TIME_MIN_MS <= before_ms <= TIME_MAX_MS:
+        raise Refused(error_reply("validation-error", "invalid 'before' (use RFC3339)"))
+    limit = body.limit or 0
+    limit = min(limit, CLEANUP_LIMIT_MAX) if limit > 0 else CLEANUP_LIMIT_DEFAULT
+    edge.require_ready()
+    edge.limits.admit(CLEANUP, principal)
+    answer, done = promise(edge.loop)
+    edge.shard.cleanup.run(_changed(request, principal), before_ms, limit, done)
+    return Reply(200, encode(Cleaned(await answer, rfc3339(before_ms), limit)))
