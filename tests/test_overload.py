@@ -371,7 +371,7 @@ def test_T47_a_stream_that_ends_while_it_waits_passes_its_turn_on() -> None:
     woken: list[str] = []
     wakes = {name: (lambda name=name: woken.append(name)) for name in "abc"}
     shared.take("x", 100)
-    for name, wake in wakes.items():
+    for wake in wakes.values():
         shared.wait("x", wake)
     shared.forget("x", wakes["a"])
     assert woken == []
