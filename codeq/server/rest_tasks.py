@@ -246,6 +246,7 @@ async def get_result(edge: Edge, request: Request, principal: Principal) -> Repl
 async def get_artifact(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /tasks/{id}/artifacts/{name}: the file, for download only: it is a worker's word what it
     is, and nothing in it may run with the rights of this page."""
+    edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
     edge.shard.get(request.text(), principal.tenant, done)
     view: TaskView | None = await answer
