@@ -28,6 +28,7 @@ from codeq.server import app as app_module
 from codeq.server import grpc_server
 from codeq.server.app import HttpListener, LoopRunner, reserve, shard_settings
 from codeq.server.auth import Auth
+from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.request import PART_BYTES
 from codeq.server.rest import RestApp
@@ -77,7 +78,9 @@ class Served:
         self.shard = shard
         self.auth = Auth(Tokens(), Tokens())
         self.in_flight = InFlight(config.limits.inflight_bytes)
-        self.app = RestApp(shard, self.auth, config, Metrics(shard), self.in_flight)
+        limits = Limits(config.rate_limit, shard.clock)
+        metrics = Metrics(shard, limits)
+        self.app = RestApp(shard, self.auth, config, metrics, self.in_flight, limits)
         self.http = HttpListener(self.app, config, reserve("127.0.0.1", 0, "REST"))
         self.streams: dict[str, grpc_server.Listener] = {}
         self.stack = AsyncExitStack()
@@ -271,7 +274,7 @@ def test_creates_over_rest_are_bounded_and_shared_by_tenants(tmp_path: Path) -> 
     run(scenario)
 
 
-def test_a_body_that_is_too_long_for_the_room_left_is_refused_while_it_comes(
+def test_a_body_too_long_for_the_room_left_is_refused_while_it_comes(
     tmp_path: Path,
 ) -> None:
     async def scenario() -> None:
@@ -332,7 +335,7 @@ def test_T47_producer_streams_are_read_only_as_fast_as_the_disk_takes_it(tmp_pat
     run(scenario)
 
 
-def test_T47_assignments_that_nobody_takes_are_bounded_and_stall_no_other_tenant(
+def test_T47_assignments_nobody_takes_are_bounded_and_stall_no_other_tenant(
     tmp_path: Path,
 ) -> None:
     """Fifty streams of one tenant that do not read, without a transport that would buffer."""
@@ -497,7 +500,7 @@ def test_claims_and_results_are_as_quick_as_ever_while_creates_are_refused(tmp_p
     run(scenario)
 
 
-def test_a_create_refused_inside_the_shard_says_why_on_rest_and_unavailable_on_the_stream(
+def test_a_create_refused_in_the_shard_says_why_on_rest_only(
     tmp_path: Path,
 ) -> None:
     async def scenario() -> None:
@@ -531,7 +534,7 @@ def test_payloads_in_memory_are_bounded_whatever_waits(tmp_path: Path) -> None:
     node.close()
 
 
-def test_T48_connections_and_streams_past_the_limit_are_refused_or_wait(tmp_path: Path) -> None:
+def test_T48_streams_past_the_limit_of_connections_are_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path, limits_connections=3) as node:
             lines = [await node.line("worker", "shop/w") for _ in range(3)]

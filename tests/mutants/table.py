@@ -407,6 +407,7 @@ MUTANTS = (
         "self._refilled(bucket, now_ms) - count * TOKEN",
         "self._refilled(bucket, now_ms) - min(count * TOKEN, self._full)",
         "test_limits.py::test_T53_a_batch_above_the_burst_needs_a_full_bucket_and_leaves_a_debt",
+    ),
     # --- overload and scale
     Mutant(
         "share-not-asked",
@@ -420,7 +421,7 @@ MUTANTS = (
         "codeq/server/request.py",
         "if not edge.in_flight.room(self.tenant, spare=spare, apart=self._held):",
         "if False:",
-        "test_overload.py::test_a_body_that_is_too_long_for_the_room_left_is_refused_while_it_comes",
+        "test_overload.py::test_a_body_too_long_for_the_room_left_is_refused_while_it_comes",
     ),
     Mutant(
         "rest-bodies-not-bounded",
@@ -441,7 +442,7 @@ MUTANTS = (
         "codeq/server/streams.py",
         "if self._in_flight.room(self._tenant, spare=True):",
         "if True:",
-        "test_overload.py::test_T47_assignments_that_nobody_takes_are_bounded_and_stall_no_other_tenant",
+        "test_overload.py::test_T47_assignments_nobody_takes_are_bounded_and_stall_no_other_tenant",
     ),
     Mutant(
         "turn-not-passed-on",
@@ -511,7 +512,7 @@ MUTANTS = (
         "codeq/server/rest_tasks.py",
         "row._replace(message=edge.shard.refused_because)",
         "row",
-        "test_overload.py::test_a_create_refused_inside_the_shard_says_why_on_rest_and_unavailable_on_the_stream",
+        "test_overload.py::test_a_create_refused_in_the_shard_says_why_on_rest_only",
     ),
     Mutant(
         "payloads-not-bounded",
@@ -525,7 +526,7 @@ MUTANTS = (
         "codeq/server/grpc_server.py",
         "maximum_concurrent_rpcs=config.limits.connections",
         "maximum_concurrent_rpcs=None",
-        "test_overload.py::test_T48_connections_and_streams_past_the_limit_are_refused_or_wait",
+        "test_overload.py::test_T48_streams_past_the_limit_of_connections_are_refused",
     ),
     Mutant(
         "unknown-commands-stay",
