@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from codeq.config import Config, load
+from codeq.engine import shard as shard_module
 from codeq.engine.clock import Clock
 from codeq.engine.shard import Shard
 from codeq.server import app as app_module
@@ -431,6 +432,60 @@ def test_a_slow_disk_refuses_creates_and_takes_results(tmp_path: Path) -> None:
 
     def in_progress(node: Served) -> int:
         return node.shard.engine.stats(b"shop", b"old")[2]
+
+    run(scenario)
+
+
+def test_a_slow_disk_holds_creates_and_results_back_before_it_refuses_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit group is one write, which holds the loop: it must not grow with the sync before."""
+    largest, size = 200 * KB, 20 * KB
+    monkeypatch.setattr(shard_module, "GROUP_BYTES_MAX", largest)
+
+    async def scenario() -> None:
+        async with served(tmp_path) as node:
+            rest, worker = await node.client("shop/p"), await node.client("shop/w")
+            await fill(node, "shop", count=40, size=KB)
+            claimed = await worker.post("/tasks/claim/batch", json={"count": 40})
+            ids = [task["id"] for task in claimed.json()["tasks"]]
+            producer, results = (
+                await node.line("producer", "shop/p"),
+                await node.line("worker", "shop/w"),
+            )
+
+            async def produce() -> None:
+                for seq in range(100):
+                    await producer.send(
+                        create={"seq": seq, "command": "job", "payload": bytes(size)}
+                    )
+
+            async def finish() -> None:
+                end = {"status": "COMPLETED", "result_json": b'"%s"' % bytes(b"x" * size)}
+                for task_id in ids[:20]:
+                    await results.send(result={"task_id": task_id, **end})
+
+            end = {"status": "COMPLETED", "result": "x" * size}
+            with node.disk.stuck():
+                asked = [
+                    asyncio.create_task(rest.post("/tasks", json=body(size=size)))
+                    for _ in range(20)
+                ]
+                asked += [
+                    asyncio.create_task(worker.post(f"/tasks/{task_id}/result", json=end))
+                    for task_id in ids[20:]
+                ]
+                sending = [asyncio.create_task(produce()), asyncio.create_task(finish())]
+                await node.until(lambda: node.shard.group_full)
+                for _ in range(20):
+                    await node.turn()
+                assert node.shard.engine.pending_bytes <= largest + 3 * (size + AROUND_BYTES)
+                assert node.shard.refuses_creates is None
+            answers = await asyncio.gather(*asked)
+            assert [answer.status_code for answer in answers] == [201] * 20 + [200] * 20
+            assert all(ack.ok for ack in await producer.acks(100))
+            await asyncio.gather(*sending)
+            await node.until(lambda: node.shard.engine.stats(b"shop", b"job")[2] == 0)
 
     run(scenario)
 

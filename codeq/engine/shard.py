@@ -41,6 +41,8 @@ TICK_TASKS_MAX = 2_000
 #: the loop. What is left comes first in the next.
 GROUP_CLAIMS_MAX = 10_000
 GROUP_DUE_MAX = 10_000
+#: A group of so many bytes takes in no more creates and results: those wait for the next.
+GROUP_BYTES_MAX = 8 << 20
 MAINTENANCE_MS = 1_000
 WEBHOOK_BYTES_MAX = 2048
 
@@ -291,6 +293,12 @@ class Shard:
         if engine.pending_bytes > settings.journal_pending_bytes:
             return "too much waits to be written to disk"
         return None
+
+    @property
+    def group_full(self) -> bool:
+        """Whether the open commit group is as large as one write should be, the disk being slow:
+        the edges then wait with what they have read, or read no more, until it is written."""
+        return self.engine.pending_bytes >= GROUP_BYTES_MAX
 
     # --- claims
 

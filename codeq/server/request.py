@@ -177,6 +177,13 @@ class Edge:
         if not self.in_flight.room(tenant, spare=True):
             raise Refused(BYTES_SPENT)
 
+    async def group_room(self) -> None:
+        """Waits while the open commit group is as large as it should get."""
+        while self.shard.group_full:
+            written, done = promise(self.loop)
+            self.shard.drain(partial(done, None))
+            await written
+
     def add_wait(self, end: Callable[[], None]) -> None:
         """``end`` is called when the server stops, unless ``drop_wait`` is called before."""
         self._waits.add(end)

@@ -372,6 +372,7 @@ class Batch:
 
     async def finish(self) -> list[ResultRecord | Refusal]:
         """Ends the tasks and returns what became of each item, in order."""
+        await self._edge.group_room()
         answers = []
         for attempt, finishes in self._calls.items():
             finishes.check(self._edge.config.limits.result_bytes, lenient_error=False)

@@ -187,6 +187,7 @@ def _kept(header: bytes) -> bytes:
 
 async def _make(edge: Edge, creates: Creates, principal: Principal) -> list[Task | Refusal]:
     """What became of each item, once it is durable."""
+    await edge.group_room()
     answer, done = promise(edge.loop)
     edge.shard.create(creates, principal.tenant, done, views=True)
     views: list[TaskView | None] = await answer

@@ -531,9 +531,10 @@ class ProducerSession(Session):
             self._finished_bytes = 0
 
     def _has_room(self) -> bool:
-        # What follows a batch of several commits is created after it. While creates are refused,
-        # one event at a time: the next one asks whether they still are.
-        if self._long or (self._events and self._shard.refuses_creates is not None):
+        # What follows a batch of several commits is created after it. While creates are refused or
+        # the disk is slow, one event at a time: the next one asks whether it still is so.
+        shard = self._shard
+        if self._long or (self._events and (shard.group_full or shard.refuses_creates is not None)):
             return False
         return self._shared_room()
 
@@ -573,7 +574,9 @@ class WorkerSession(Session):
         return principal, _wire.encode_worker_hello_ack(worker, principal.tenant)
 
     def _has_room(self) -> bool:
-        # One event at a time goes on when others have spent the room.
+        # One event at a time goes on when others have spent the room, or the disk is slow.
+        if self._events and self._shard.group_full:
+            return False
         return self._shared_room(spare=self._events == 0)
 
     # --- events
