@@ -61,6 +61,7 @@ class FakeShard:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.refuses_creates: str | None = None
+        self.group_full = False
         self.waiters: list[FakeWaiter] = []
         self.calls: list[tuple[Any, ...]] = []
         self.creates: list[tuple[Creates, str]] = []

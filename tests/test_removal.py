@@ -36,3 +36,68 @@ def test_T3_results_can_be_read_up_to_the_last_millisecond(tmp_path: Path) -> No
     node.advance(1)
     assert [node.get(task_id) for task_id in (ids[0], ids[-1])] == [None, None]
     node.close()
+
+
+# --- removal keeps up
+
+PREFIXES = (b"c", b"d", b"e", b"k", b"s", b"w")
+A_SECOND = 200  # tasks
+LEVEL_SECONDS = 15
+
+
+def entries(node: Node) -> dict[bytes, int]:
+    """Keys in the store by prefix."""
+    store = node.shard._store
+    return {prefix: len(list(store.scan(prefix, prefix + b"\xff" * 20))) for prefix in PREFIXES}
+
+
+def live_a_second(node: Node, second: int) -> None:
+    """Tasks with keys and webhooks that end in every way a worker ends them, and one that outlives
+    its neighbours by half a minute."""
+    keyed = {"payload": b"x" * 4000, "webhook": "https://example.com/", "max_attempts": 1}
+    node.create_batch([{**keyed, "key": f"{second}-{i}"} for i in range(A_SECOND - 1)])
+    node.create(payload=b"late", delay_seconds=30, max_attempts=1)
+    ids = [view.id for view in node.claim(count=A_SECOND, bytes_max=4 << 20)]
+    dead, failed, completed = ids[:20], ids[20:40], ids[40:]
+    for task_id in dead:
+        assert node.nack(task_id, 0)[2]
+    assert not any(node.finish(*failed, status="FAILED") + node.finish(*completed))
+    node.advance(1_000)
+
+
+def test_T44_under_steady_load_every_kind_of_entry_levels_out_and_then_goes(
+    tmp_path: Path,
+) -> None:
+    keep_seconds = KEEP_MS // 1000
+    node = Node(
+        tmp_path / "data",
+        retention_seconds=keep_seconds,
+        dead_retention_seconds=keep_seconds,
+        idempotency_window_seconds=keep_seconds,
+        straggler_slack_bytes=1 << 20,
+    )
+    seen = []
+    for second in range(3 * LEVEL_SECONDS):
+        live_a_second(node, second)
+        seen.append(entries(node))
+    middle, last = seen[LEVEL_SECONDS : 2 * LEVEL_SECONDS], seen[2 * LEVEL_SECONDS :]
+    for prefix in PREFIXES:
+        before = max(found[prefix] for found in middle)
+        after = max(found[prefix] for found in last)
+        assert before > 0 or prefix == b"e"
+        assert after <= before * 1.2 + 2, (prefix, before, after)
+    assert node.stats()[3] <= 20 * (keep_seconds + 1), "dead letters go as well"
+    node.advance(31_000)
+    for view in node.claim(count=1000):
+        node.finish(view.id)
+    node.advance(2 * KEEP_MS + 10_000)
+    left = entries(node)
+    assert left[b"k"] == 0
+    assert left[b"c"] <= 3 * 512, "but for the newest segments, which are not full"
+    assert left[b"s"] <= 4
+    assert left[b"d"] + left[b"e"] + left[b"w"] <= 3 * 512
+    assert node.stats() == (0, 0, 0, 0)
+    assert node.shard.engine.queues(None) == []
+    node.restart()
+    assert node.stats() == (0, 0, 0, 0)
+    node.close()

@@ -622,15 +622,14 @@ def test_T47_events_in_hand_are_bounded_over_all_streams_by_fair_shares() -> Non
     assert worker.session.may_read()
     modest.create(1, payload=bytes(6000))
     assert not modest.session.may_read()
-    woken = (greedy.reader_woken, second.reader_woken, modest.reader_woken)
+    waiting = (greedy, modest, second)
+    before = [line.reader_woken for line in waiting]
     house.shard.commit()
     greedy.read_all()
-    assert all(
-        now > before
-        for now, before in zip(
-            (greedy.reader_woken, second.reader_woken, modest.reader_woken), woken, strict=True
-        )
-    )
+    for turn, line in enumerate(waiting):  # each that looks wakes the next, tenants in turn
+        woken = [line.reader_woken > was for line, was in zip(waiting, before, strict=True)]
+        assert woken == [True] * (turn + 1) + [False] * (2 - turn)
+        assert line.session.may_read()
     modest.read_all()
     assert house.in_flight.total == 0
     assert all(line.session.may_read() for line in (greedy, second, modest, worker))

@@ -113,6 +113,7 @@ class Claims:
         self._engine = engine
         self._lanes: dict[LaneKey, Lane] = {}
         self._fresh: dict[Waiter, None] = {}
+        self._touched: dict[LaneKey, None] = {}  # lanes whose queues got tasks
         self._arrivals = 0
         self.parked = 0
 
@@ -132,35 +133,46 @@ class Claims:
         self._fresh.pop(waiter, None)
         self._unpark(waiter)
 
-    def serve(self, now_ms: int, served: Callable[[Waiter, Claim | None], None]) -> None:
+    def serve(
+        self, now_ms: int, served: Callable[[Waiter, Claim | None], None], tasks_max: int
+    ) -> bool:
         """Serves parked claims whose queues got tasks, then the fresh ones; parks what may wait.
 
-        ``served(waiter, None)`` is said of a claim that found nothing and does not wait.
+        ``served(waiter, None)`` is said of a claim that found nothing and does not wait. Stops with
+        False once ``tasks_max`` tasks are claimed: the other claims come first the next time.
         """
         touched = self._engine.touched()
-        if self.parked and touched:
-            self._serve_parked(touched, now_ms, served)
-        fresh, self._fresh = self._fresh, {}
-        for waiter in fresh:
+        for tenant, command in touched if self.parked else ():
+            self._touched[tenant, command] = self._touched[tenant, None] = None
+        records_max = self._engine.pending_records + tasks_max
+        if self._touched and not self._serve_parked(now_ms, served, records_max):
+            return False
+        for waiter in list(self._fresh):
+            if self._engine.pending_records >= records_max:
+                return False
+            del self._fresh[waiter]
             claim = self._try(waiter, now_ms)
             if claim is None and waiter.request.wait:
                 self._park(waiter)
             else:
                 served(waiter, claim)
+        return True
 
     def _serve_parked(
         self,
-        touched: list[tuple[bytes, bytes]],
         now_ms: int,
         served: Callable[[Waiter, Claim | None], None],
-    ) -> None:
-        keys: set[LaneKey] = set(touched)
-        keys.update((tenant, None) for tenant, _ in touched)
+        records_max: int,
+    ) -> bool:
+        keys, self._touched = self._touched, {}
         front = [
             (self._first(key).arrival, i, key) for i, key in enumerate(keys) if key in self._lanes
         ]
         heapq.heapify(front)
         while front:
+            if self._engine.pending_records >= records_max:
+                self._touched = dict.fromkeys(key for _, _, key in front)
+                return False
             arrival, i, key = heapq.heappop(front)
             if key not in self._lanes:
                 continue
@@ -173,6 +185,7 @@ class Claims:
                 served(waiter, claim)
             if key in self._lanes:
                 heapq.heappush(front, (self._first(key).arrival, i, key))
+        return True
 
     def _try(self, waiter: Waiter, now_ms: int) -> Claim | None:
         request = waiter.request

@@ -17,7 +17,9 @@ log = logging.getLogger("codeq.recovery")
 FORMAT = 1
 META_KEY = b"mmeta"
 HEAD_KEY = b"mhead"
-PROGRESS_CHUNKS = 100_000
+#: Progress is logged at least so often while the log is read
+PROGRESS_SECONDS = 2
+PROGRESS_CHUNKS = 1_000  # between two looks at the clock
 
 
 class Meta(msgspec.Struct, forbid_unknown_fields=False):
@@ -90,11 +92,13 @@ def _load(engine: Engine, store: Store, clock: Clock, lease_grace_ms: int) -> in
     for key, value in store.scan(b"s", b"t"):
         engine.load_segment(key, value)
     count = 0
+    logged_s = clock.monotonic_s()
     for key, value in store.scan(chunk_key(start), CHUNK_PREFIX + b"\xff" * 9):
         clock.faults.point("recovery")
         engine.load_chunk(int.from_bytes(key[1:], "big"), value)
         count += 1
-        if count % PROGRESS_CHUNKS == 0:
+        if count % PROGRESS_CHUNKS == 0 and clock.monotonic_s() >= logged_s + PROGRESS_SECONDS:
+            logged_s = clock.monotonic_s()
             log.info("recovering: %d chunks read, %d live tasks so far", count, engine.live_tasks)
     engine.load_done(clock.now_ms(), lease_grace_ms)
     return count

@@ -36,7 +36,13 @@ from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.shard")
 
-TICK_TASKS_MAX = 10_000
+TICK_TASKS_MAX = 2_000
+#: Tasks claimed, and tasks that came due, for one commit group: it becomes one write, which holds
+#: the loop. What is left comes first in the next.
+GROUP_CLAIMS_MAX = 10_000
+GROUP_DUE_MAX = 10_000
+#: A group of so many bytes takes in no more creates and results: those wait for the next.
+GROUP_BYTES_MAX = 8 << 20
 MAINTENANCE_MS = 1_000
 WEBHOOK_BYTES_MAX = 2048
 
@@ -123,6 +129,7 @@ class Shard:
         self.clock = clock
         self.engine = engine
         self.ready = True
+        self.refused_because = errors.UNAVAILABLE.message
         self._free_bytes = store.free_bytes()
         self._runner = runner
         self._store = store
@@ -135,6 +142,7 @@ class Shard:
         )
         self._waits: dict[bytes, list[ResultWait]] = {}
         self._due: tuple[int, Callable[[], None]] | None = None
+        self._more_due = False
         self._stop_maintenance: Callable[[], None] = lambda: None
         self.journal = Journal(
             store,
@@ -236,7 +244,9 @@ class Shard:
     ) -> None:
         now_ms = self.clock.now_ms()
         end = min(len(creates), begin + self.settings.commit_creates_max)
-        if self.refuses_creates is not None:
+        because = self.refuses_creates
+        if because is not None:
+            self.refused_because = because
             for index, code in enumerate(creates.codes[begin:end], begin):
                 if code == errors.OK:
                     creates.refuse(index, errors.UNAVAILABLE.number or 0)
@@ -283,6 +293,12 @@ class Shard:
         if engine.pending_bytes > settings.journal_pending_bytes:
             return "too much waits to be written to disk"
         return None
+
+    @property
+    def group_full(self) -> bool:
+        """Whether the open commit group is as large as one write should be, the disk being slow:
+        the edges then wait with what they have read, or read no more, until it is written."""
+        return self.engine.pending_bytes >= GROUP_BYTES_MAX
 
     # --- claims
 
@@ -551,7 +567,8 @@ class Shard:
     def _close_group(self) -> None:
         now_ms = self.clock.now_ms()
         self.engine.tick(now_ms, TICK_TASKS_MAX)  # what is due is there for the claims
-        self._claims.serve(now_ms, self._served)
+        if not self._claims.serve(now_ms, self._served, GROUP_CLAIMS_MAX):
+            self.journal.after(self.journal.kick)
         for task_id in self.engine.ended():
             for wait in list(self._waits.get(task_id, ())):
                 wait.finish()
@@ -567,6 +584,8 @@ class Shard:
         return puts + paused
 
     def _arm(self) -> None:
+        if self._more_due:
+            return
         due_ms = self.engine.next_due_ms()
         if self._due is not None:
             if due_ms is not None and self._due[0] <= due_ms:
@@ -579,18 +598,24 @@ class Shard:
     def _tick(self) -> None:
         self._due = None
         moved = self.engine.tick(self.clock.now_ms(), TICK_TASKS_MAX)
-        if moved == TICK_TASKS_MAX:
-            self._runner.soon(self._tick)
-        else:
+        self._more_due = moved == TICK_TASKS_MAX  # the next tick is on its way
+        if not self._more_due:
             self._arm()
-        self.journal.kick()
+            self.journal.kick()
+        elif self.engine.pending_records < GROUP_DUE_MAX:
+            self._runner.soon(self._tick)
+            self.journal.kick()
+        else:
+            self.journal.after(self._tick)
 
     def _maintain(self) -> None:
         self.clock.follow()
         now_ms = self.clock.now_ms()
         self._stop_maintenance = self._runner.at(now_ms + MAINTENANCE_MS, self._maintain)
         due_ms = self.engine.next_due_ms()
-        if due_ms is not None and due_ms <= now_ms:  # the clock stepped past the timer
+        if (
+            due_ms is not None and due_ms <= now_ms and not self._more_due
+        ):  # the clock stepped past the timer
             if self._due is not None:
                 self._due[1]()
             self._tick()

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from codeq.server.auth import Auth
 from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.providers import build_auth
+from codeq.server.request import STALL_SECONDS
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
 from codeq.server.watchdog import Watchdog
@@ -178,12 +180,32 @@ def reserve(host: str, port: int, use: str) -> Reserved:
     return Reserved(holder, str(bound[0]), int(bound[1]))
 
 
+def drop_unread(address: tuple[str, int], seconds: int) -> None:
+    """Has the kernel drop connections whose client takes nothing of what is sent for so long.
+
+    The HTTP server has no setting for it and shows no socket, so its listener is looked for; what
+    it accepts is as it is.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            found = socket.socket(fileno=os.dup(int(name)))
+        except OSError:  # closed meanwhile
+            continue
+        with found:
+            listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if listens and found.getsockname()[:2] == address:
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
+
+
 class HttpListener:
     """The HTTP server with a deadline for its end, on an address that was reserved for it."""
 
     def __init__(self, app: RestApp, config: Config, reserved: Reserved) -> None:
         self._app = app
         self._holder, ip, port = reserved
+        self._bound = (ip, port)
         self._dial = (DIALLED.get(ip, ip), port)
         self.address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
         connections = config.limits.connections
@@ -213,6 +235,7 @@ class HttpListener:
             await asyncio.wait_for(self._accepting(self._serving), HTTP_START_SECONDS)
         finally:
             self._holder.close()
+        drop_unread(self._bound, STALL_SECONDS)
 
     async def _accepting(self, serving: asyncio.Task[None]) -> None:
         while True:

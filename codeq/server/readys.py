@@ -116,6 +116,11 @@ class Readys:
         streams = self._streams
         return self._open > streams.readys_max or self._lane_bytes > streams.inflight_bytes
 
+    @property
+    def claimed(self) -> bool:
+        """Whether there are assignments to write."""
+        return bool(self._claimed)
+
     def add(self, names: tuple[bytes, ...], lease_ms: int, count: int) -> None:
         """Takes up a Ready as it was sent; raises ReadyRefused."""
         commands = self._checked.get(names) or self._check(names)

@@ -17,7 +17,7 @@ import msgspec
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import BODY_INVALID, SLUGS, CodeqError, Refusal
-from codeq.server.auth import Auth, Principal
+from codeq.server.auth import Auth
 from codeq.server.limits import Limits, RateLimited
 from codeq.server.streams import InFlight
 
@@ -31,6 +31,8 @@ HEADERS_BYTES_MAX = 32 << 10
 REQUEST_ID_CHARS_MAX = 128
 STALL_SECONDS = 30
 RETRY_AFTER_SECONDS = 1
+#: A longer answer goes out in parts, each when the transport has room for it
+PART_BYTES = 64 << 10
 
 JSON_TYPE: Header = (b"content-type", b"application/json; charset=utf-8")
 CLOSE: Header = (b"connection", b"close")
@@ -114,6 +116,7 @@ def refuse(slug: str, message: str) -> CodeqError:
 NO_ROUTE = error_reply("not-found", "not found")
 INTERNAL = error_reply("internal", "internal error")
 UNAVAILABLE = error_reply("unavailable", "unavailable")
+BYTES_SPENT = error_reply("unavailable", "too many bytes in hand")
 HEADERS_TOO_LARGE = Reply(
     431, encode(error_body("validation-error", "request headers too large")), (JSON_TYPE, CLOSE)
 )
@@ -152,7 +155,7 @@ class Edge:
         self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.stopping = False
-        self.reading = Reading(self.loop)
+        self.transfers = Transfers(self.loop)
         self._waits: set[Callable[[], None]] = set()
 
     def require_ready(self) -> None:
@@ -166,7 +169,20 @@ class Edge:
         if self.shard.refuses_creates is not None:
             raise refuse("unavailable", self.shard.refuses_creates)
         if not self.in_flight.room(tenant):
-            raise refuse("unavailable", "too many bytes in hand")
+            raise Refused(BYTES_SPENT)
+
+    def require_room(self, tenant: str) -> None:
+        """Refuses an answer that may be long while clients of the tenant that do not take theirs
+        hold too many bytes."""
+        if not self.in_flight.room(tenant, spare=True):
+            raise Refused(BYTES_SPENT)
+
+    async def group_room(self) -> None:
+        """Waits while the open commit group is as large as it should get."""
+        while self.shard.group_full:
+            written, done = promise(self.loop)
+            self.shard.drain(partial(done, None))
+            await written
 
     def add_wait(self, end: Callable[[], None]) -> None:
         """``end`` is called when the server stops, unless ``drop_wait`` is called before."""
@@ -182,8 +198,9 @@ class Edge:
             end()
 
 
-class Reading:
-    """Requests whose body is being read, so that one that stalls can be ended.
+class Transfers:
+    """Requests that wait for their client, to send a part of the body or to take a part of the
+    answer, so that one that stalls can be ended.
 
     One timer for all of them: a timer per request would be paid by every request.
     """
@@ -195,7 +212,7 @@ class Reading:
         self._armed = False
 
     def begin(self, task: asyncio.Task[Any]) -> None:
-        """A part of the body is awaited from now on."""
+        """The client is awaited from now on."""
         self._since[task] = self._loop.time()
         if not self._armed:
             self._armed = True
@@ -205,7 +222,7 @@ class Reading:
         self._since.pop(task, None)
 
     def took(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the task was cancelled because its body stalled; said once."""
+        """Whether the task was cancelled because its client stalled; said once."""
         if task not in self._stalled:
             return False
         self._stalled.discard(task)
@@ -213,7 +230,7 @@ class Reading:
         return True
 
     def end_older(self, seconds: float) -> None:
-        """Ends the requests that have waited so long for a part of their body."""
+        """Ends the requests that have waited so long for their client."""
         oldest = self._loop.time() - seconds
         for task, since in list(self._since.items()):
             if since <= oldest:
@@ -244,13 +261,13 @@ class Request:
         "_complete",
         "_held",
         "_receive",
-        "_tenant",
         "_watch",
         "gone",
         "headers",
         "headers_bytes",
         "query",
         "request_id",
+        "tenant",
         "variables",
     )
 
@@ -259,7 +276,7 @@ class Request:
         self._watch: asyncio.Task[None] | None = None
         self._complete = False
         self._held = 0
-        self._tenant = ""
+        self.tenant = ""
         self.gone = False
         self.variables: tuple[bytes, ...] = ()
         self.query: bytes = scope["query_string"]
@@ -273,14 +290,13 @@ class Request:
         own = headers.get(b"x-request-id")
         self.request_id = own if own is not None and _visible(own) else _new_request_id()
 
-    async def body(self, edge: Edge, principal: Principal) -> bytes:
-        """The whole body. Refuses one over the limit or one that stalls. Its bytes count as in
-        hand until ``end``."""
+    async def body(self, edge: Edge, *, spare: bool = True) -> bytes:
+        """The whole body. Refuses one over the limit or one that stalls, and any while too many
+        bytes are in hand (``spare`` as in InFlight). Its bytes count as in hand until ``end``."""
         limit = edge.config.limits.body_bytes
         announced = _length(self.headers.get(b"content-length"))
         if announced > limit:
             raise Refused(BODY_TOO_LARGE)
-        self._tenant = principal.tenant
         parts: list[bytes] = []
         size = 0
         while True:
@@ -291,8 +307,11 @@ class Request:
             size += len(part)
             if size > limit:
                 raise Refused(BODY_TOO_LARGE)
+            if not edge.in_flight.room(self.tenant, spare=spare, apart=self._held):
+                self._let_go(edge)
+                raise Refused(BYTES_SPENT)
             if part:
-                edge.in_flight.take(self._tenant, len(part))
+                edge.in_flight.take(self.tenant, len(part))
                 self._held = size
             if size == announced or not message["more_body"]:
                 # The transport's empty last message is left to ``watch``; it costs a task switch.
@@ -324,28 +343,32 @@ class Request:
     async def _next_part(self, edge: Edge) -> Message:
         task = asyncio.current_task(edge.loop)
         assert task is not None
-        edge.reading.begin(task)
+        edge.transfers.begin(task)
         try:
             return await self._receive()
         except asyncio.CancelledError:
-            if edge.reading.took(task):
+            if edge.transfers.took(task):
                 raise Refused(STALLED) from None
             raise
         finally:
-            edge.reading.end(task)
+            edge.transfers.end(task)
+
+    def _let_go(self, edge: Edge) -> None:
+        if self._held:
+            edge.in_flight.release(self.tenant, self._held)
+            self._held = 0
 
     def end(self, edge: Edge) -> None:
         """The exchange is over."""
-        if self._held:
-            edge.in_flight.release(self._tenant, self._held)
-            self._held = 0
+        self._let_go(edge)
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
 
-    def watch(self, lost: Callable[[], None]) -> None:
+    def watch(self, lost: Callable[[], None] = lambda: None) -> None:
         """Calls ``lost`` and sets ``gone`` when the client goes away; for requests that wait."""
-        self._watch = asyncio.get_running_loop().create_task(self._until_gone(lost))
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._until_gone(lost))
 
     async def _until_gone(self, lost: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -6,6 +6,7 @@ and rest_admin.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -33,6 +34,7 @@ from codeq.server.request import (
     INTERNAL,
     INVALID_BODY,
     NO_ROUTE,
+    PART_BYTES,
     UNAVAILABLE,
     ClientGone,
     Edge,
@@ -130,8 +132,8 @@ class RestApp:
         self.edge.stop()
 
     def cut(self) -> None:
-        """Ends the requests whose body has not come yet."""
-        self.edge.reading.end_older(0)
+        """Ends the requests whose body has not come yet, or whose answer is not taken."""
+        self.edge.transfers.end_older(0)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -141,7 +143,7 @@ class RestApp:
             reply = await self._answer(scope["method"], scope["raw_path"], request)
             if request.unread and CLOSE not in reply.headers:
                 await request.drain(self.edge)
-            await _write(reply, request, send)
+            await _write(self.edge, reply, request, send)
         finally:
             request.end(self.edge)
 
@@ -158,6 +160,7 @@ class RestApp:
                 principal = route.admit(self.edge.auth, token)
             except KeysAwaited as awaited:
                 principal = await self._admit_later(route, token, awaited)
+            request.tenant = principal.tenant
             return await route.handle(self.edge, request, principal)
         except Refused as refused:
             return refused.reply
@@ -244,19 +247,64 @@ def bearer_of(request: Request, route: Route) -> str:
         raise
 
 
-async def _write(reply: Reply, request: Request, send: Send) -> None:
+async def _write(edge: Edge, reply: Reply, request: Request, send: Send) -> None:
     """Hands the reply to the transport and settles it."""
     settle = reply.settle
     if settle is not None and request.gone:
         settle(False)
         return
-    headers = [*reply.headers, (b"x-request-id", request.request_id), SERVER]
+    told = False
     try:
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
-    except BaseException:
+        if len(reply.body) <= PART_BYTES:
+            await send(_start(reply, request))
+            await send({"type": "http.response.body", "body": reply.body})
+            told = not request.gone
+        else:
+            told = await _write_parts(edge, reply, request, send)
+    finally:
         if settle is not None:
-            settle(False)
+            settle(told)
+
+
+def _start(reply: Reply, request: Request, *more: Header) -> Message:
+    headers = [*reply.headers, (b"x-request-id", request.request_id), SERVER, *more]
+    return {"type": "http.response.start", "status": reply.status, "headers": headers}
+
+
+async def _write_parts(edge: Edge, reply: Reply, request: Request, send: Send) -> bool:
+    """Hands a long reply over as fast as the client takes it; until then it counts as in hand.
+
+    Whether the transport took it whole: False when the client went away or stalls.
+    """
+    body, size = reply.body, len(reply.body)
+    request.watch()
+    edge.in_flight.take(request.tenant, size)
+    try:
+        await send(_start(reply, request, (b"content-length", b"%d" % size)))
+        for begin in range(0, size, PART_BYTES):
+            if request.gone:
+                return False
+            part = body[begin : begin + PART_BYTES]
+            more = begin + PART_BYTES < size
+            message = {"type": "http.response.body", "body": part, "more_body": more}
+            if not await _taken(edge, send(message)):
+                return False
+        return True
+    finally:
+        edge.in_flight.release(request.tenant, size)
+
+
+async def _taken(edge: Edge, sending: Awaitable[None]) -> bool:
+    """Waits until the transport has taken a part; False when its client stalls."""
+    task = asyncio.current_task(edge.loop)
+    assert task is not None
+    edge.transfers.begin(task)
+    try:
+        await sending
+    except asyncio.CancelledError:
+        if edge.transfers.took(task):
+            return False
         raise
-    if settle is not None:
-        settle(not request.gone)
+    finally:
+        edge.transfers.end(task)
+    return True

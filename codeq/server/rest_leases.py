@@ -32,6 +32,7 @@ from codeq.server import artifacts
 from codeq.server.auth import Principal
 from codeq.server.limits import CLAIM
 from codeq.server.request import (
+    BYTES_SPENT,
     INVALID_BODY,
     NO_CONTENT,
     Edge,
@@ -70,14 +71,14 @@ _REFUSALS = {row.number or 0: refusal_reply(row) for row in errors.BY_NUMBER.val
 async def claim(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/claim"""
     _admit(edge, principal)
-    body = decode(_claim, await request.body(edge, principal) or b"{}")
+    body = decode(_claim, await request.body(edge) or b"{}")
     return await _claimed(edge, request, principal, body, count=1, single=True)
 
 
 async def claim_batch(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/claim/batch"""
     _admit(edge, principal)
-    body = decode(_claim, await request.body(edge, principal))
+    body = decode(_claim, await request.body(edge))
     if body.count is None or body.count < 1:
         raise Refused(INVALID_BODY)
     largest = edge.config.limits.claim_batch
@@ -101,6 +102,7 @@ async def _claimed(
     single: bool,
 ) -> Reply:
     edge.require_ready()
+    edge.require_room(principal.tenant)
     wait_s = max(0, min(body.wait_seconds or 0, CLAIM_WAIT_SECONDS_MAX))
     commands, in_order = _commands(body.commands, principal)
     answer, deliver = promise(edge.loop)
@@ -139,6 +141,9 @@ async def _claimed(
     if delivery is None:
         edge.require_ready()
         return NO_CONTENT
+    if not edge.in_flight.room(principal.tenant, spare=True):  # many were answered since the start
+        delivery.give_back()
+        raise Refused(BYTES_SPENT)
     edge.limits.pay(CLAIM, principal, len(delivery) - 1)  # the first was paid for with the claim
     return _assignment(edge, delivery, single=single)
 
@@ -256,7 +261,7 @@ async def nack(edge: Edge, request: Request, principal: Principal) -> Reply:
 
 
 async def _lease_body(edge: Edge, request: Request, principal: Principal) -> LeaseBody:
-    body = decode(_lease, await request.body(edge, principal) or b"{}")
+    body = decode(_lease, await request.body(edge) or b"{}")
     edge.require_ready()
     return body
 
@@ -273,7 +278,7 @@ def _attempt(sent: int | None) -> int:
 
 async def result(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/{id}/result"""
-    item = decode(_result, await request.body(edge, principal))
+    item = decode(_result, await request.body(edge))
     edge.require_ready()
     batch = Batch(edge, principal, "")
     item.task_id = request.text()
@@ -286,7 +291,7 @@ async def result(edge: Edge, request: Request, principal: Principal) -> Reply:
 
 async def result_batch(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/batch/results: a bad item is refused in its place, the others are one commit."""
-    body = await request.body(edge, principal)
+    body = await request.body(edge)
     items, worker = _result_items(body)
     if not items:
         raise Refused(INVALID_BODY)
@@ -367,6 +372,7 @@ class Batch:
 
     async def finish(self) -> list[ResultRecord | Refusal]:
         """Ends the tasks and returns what became of each item, in order."""
+        await self._edge.group_room()
         answers = []
         for attempt, finishes in self._calls.items():
             finishes.check(self._edge.config.limits.result_bytes, lenient_error=False)

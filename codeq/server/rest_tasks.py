@@ -81,7 +81,7 @@ async def create(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks"""
     edge.require_creates(principal.tenant)
     edge.limits.admit(CREATE_TASK, principal)
-    item = decode(_create, await request.body(edge, principal))
+    item = decode(_create, await request.body(edge, spare=False))
     payload = bytes(item.payload)
     if payload in (b"", b"null"):
         raise Refused(INVALID_BODY)
@@ -97,7 +97,7 @@ async def create_batch(edge: Edge, request: Request, principal: Principal) -> Re
     """POST /tasks/batch: a bad item is refused in its place, the others are one commit."""
     edge.require_creates(principal.tenant)
     edge.limits.require(CREATE_TASK, principal)
-    body = await request.body(edge, principal)
+    body = await request.body(edge, spare=False)
     bare = body.lstrip(b" \t\r\n")[:1] == b"["
     items = _batch_items(body, bare=bare)
     if not items:
@@ -187,14 +187,22 @@ def _kept(header: bytes) -> bytes:
 
 async def _make(edge: Edge, creates: Creates, principal: Principal) -> list[Task | Refusal]:
     """What became of each item, once it is durable."""
+    await edge.group_room()
     answer, done = promise(edge.loop)
     edge.shard.create(creates, principal.tenant, done, views=True)
     views: list[TaskView | None] = await answer
     return [
         # An accepted item without a task repeats one that was removed this very moment.
-        (task_of(view) if view is not None else UNAVAILABLE) if number == OK else BY_NUMBER[number]
+        (task_of(view) if view is not None else UNAVAILABLE)
+        if number == OK
+        else _because(edge, BY_NUMBER[number])
         for number, view in zip(creates.codes, views, strict=True)
     ]
+
+
+def _because(edge: Edge, row: Refusal) -> Refusal:
+    """The refusal with the reason the shard had, if it is one of overload."""
+    return row if row is not UNAVAILABLE else row._replace(message=edge.shard.refused_because)
 
 
 # --- reads ---------------------------------------------------------------------------------------
@@ -202,6 +210,7 @@ async def _make(edge: Edge, creates: Creates, principal: Principal) -> list[Task
 
 async def get_task(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /tasks/{id}"""
+    edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
     edge.shard.get(request.text(), principal.tenant, done)
     view: TaskView | None = await answer
@@ -210,6 +219,7 @@ async def get_task(edge: Edge, request: Request, principal: Principal) -> Reply:
 
 async def get_result(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /tasks/{id}/result?waitSeconds=N"""
+    edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
     wait_ms = wait_seconds(request.parameter(b"waitSeconds")) * 1000
     wait = edge.shard.result(request.text(), principal.tenant, wait_ms, done)
@@ -237,6 +247,7 @@ async def get_result(edge: Edge, request: Request, principal: Principal) -> Repl
 async def get_artifact(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /tasks/{id}/artifacts/{name}: the file, for download only: it is a worker's word what it
     is, and nothing in it may run with the rights of this page."""
+    edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
     edge.shard.get(request.text(), principal.tenant, done)
     view: TaskView | None = await answer

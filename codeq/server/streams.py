@@ -69,32 +69,48 @@ class Timer(Protocol):
 
 
 class InFlight:
-    """Bytes of the events in hand over all streams, by tenant.
+    """Bytes in hand over all streams and requests, by tenant: what clients sent until it is
+    answered, and answers until their clients have taken them.
 
-    Once ``bytes_max`` is spent, only streams of tenants below their equal share may read on.
+    Once ``bytes_max`` is spent, only tenants below their equal share may bring in more. Work that
+    workers do, and reads, may use as much again: what they free is more than they take.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._total = 0
         self._used: dict[str, int] = {}
-        self._waiting: dict[str, set[Callable[[], None]]] = {}
+        # By ``spare`` and tenant, all in the order of their turns
+        self._waiting: dict[bool, dict[str, dict[Callable[[], None], None]]]
+        self._waiting = {False: {}, True: {}}
 
     @property
     def total(self) -> int:
         """Bytes in hand now."""
         return self._total
 
-    def room(self, tenant: str) -> bool:
-        """Whether a stream of the tenant may read its next message."""
-        if self._total < self._bytes_max:
+    def room(self, tenant: str, *, spare: bool = False, apart: int = 0) -> bool:
+        """Whether the tenant may bring in more; ``spare``: more of what workers and readers do;
+        ``apart``: bytes it has in hand that do not count, being those of the same request."""
+        bytes_max = self._bytes_max * 2 if spare else self._bytes_max
+        if self._total - apart < bytes_max:
             return True
         tenants = len(self._used) + (tenant not in self._used)
-        return self._used.get(tenant, 0) < self._bytes_max // tenants
+        return self._used.get(tenant, 0) - apart < bytes_max // tenants
 
-    def wait(self, tenant: str, wake: Callable[[], None]) -> None:
+    def wait(self, tenant: str, wake: Callable[[], None], *, spare: bool = False) -> None:
         """Calls ``wake`` once when there may be room for the tenant again."""
-        self._waiting.setdefault(tenant, set()).add(wake)
+        self._waiting[spare].setdefault(tenant, {})[wake] = None
+
+    def forget(self, tenant: str, wake: Callable[[], None]) -> None:
+        """``wake`` waits no more, and what it may have been woken for goes to the next."""
+        for waiting in self._waiting.values():
+            wakes = waiting.get(tenant)
+            if wakes is not None:
+                wakes.pop(wake, None)
+                if not wakes:
+                    del waiting[tenant]
+        self.wake_next(tenant)
 
     def take(self, tenant: str, size: int) -> None:
         self._total += size
@@ -105,18 +121,31 @@ class InFlight:
         left = self._used.pop(tenant, 0) - size
         if left:
             self._used[tenant] = left
-        if self._waiting:
-            self._wake(tenant)
+        self.wake_next(tenant)
 
-    def _wake(self, tenant: str) -> None:
-        woken: list[Callable[[], None]] = []
-        if self._total < self._bytes_max:
-            woken = [wake for wakes in self._waiting.values() for wake in wakes]
-            self._waiting.clear()
-        elif self.room(tenant):
-            woken = list(self._waiting.pop(tenant, ()))
-        for wake in woken:
-            wake()
+    def wake_next(self, tenant: str) -> None:
+        """Wakes one that waits, if there is room for it: of the next tenant in turn, or of
+        ``tenant`` itself while that is below its share.
+
+        One at a time: were all woken, thousands would look again for the room of one. Who finds
+        room must call this again, since it may have nothing to bring in.
+        """
+        for spare, waiting in self._waiting.items():
+            if waiting:
+                first = next(iter(waiting))
+                turn = first if self.room(first, spare=spare) else tenant
+                if turn in waiting and self.room(turn, spare=spare):
+                    _wake_one(waiting, turn)
+
+
+def _wake_one(waiting: dict[str, dict[Callable[[], None], None]], tenant: str) -> None:
+    """Wakes the first of a tenant, which goes to the back of the tenants."""
+    wakes = waiting.pop(tenant)
+    wake = next(iter(wakes))
+    del wakes[wake]
+    if wakes:
+        waiting[tenant] = wakes
+    wake()
 
 
 class Edge:
@@ -218,10 +247,10 @@ class Session:
     def may_read(self) -> bool:
         """Whether the next message may be read; if not, ``wake_reader`` is called later."""
         full = self._events >= self._events_max or self._bytes >= self._bytes_max
-        if not full and not self._keys_awaited and self._has_room():
-            return True
-        self._reader_waits = True
-        return False
+        may = not full and not self._keys_awaited and self._has_room()
+        self._reader_waits = not may
+        self._in_flight.wake_next(self._tenant)  # there may be room for more than this stream
+        return may
 
     def receive(self, message: bytes) -> None:
         """Takes one message from the client; never blocks."""
@@ -261,6 +290,7 @@ class Session:
         if current.events:
             self._release(current.events, current.size)
         if current.assignment is not None:
+            self._in_flight.release(self._tenant, len(current.message))
             self._delivered(current.assignment, len(current.message))
 
     @property
@@ -277,8 +307,9 @@ class Session:
         self.status = Status(code, text)
         self._stop_timer()
         self._drop_waiting()
-        self._wake_reader()
-        self._wake_writer()
+        for wake in (self._wake_reader, self._wake_writer):
+            self._in_flight.forget(self._tenant, wake)
+            wake()
 
     def fail(self) -> None:
         """A fault of the server: the stream ends at once, without what is in hand."""
@@ -295,6 +326,7 @@ class Session:
         current, self._current = self._current, None
         if current is not None and current.assignment is not None:
             current.assignment.delivery.give_back()
+            self._in_flight.release(self._tenant, len(current.message))
         if self._bytes:
             self._in_flight.release(self._tenant, self._bytes)
         self._out.clear()
@@ -402,10 +434,10 @@ class Session:
         self._out.extend(Outgoing(message) for message in messages)
         self._out.append(Outgoing(last, events, size))
 
-    def _shared_room(self) -> bool:
-        if self._in_flight.room(self._tenant):
+    def _shared_room(self, *, spare: bool = False) -> bool:
+        if self._in_flight.room(self._tenant, spare=spare):
             return True
-        self._in_flight.wait(self._tenant, self._wake_reader)
+        self._in_flight.wait(self._tenant, self._wake_reader, spare=spare)
         return False
 
     # --- what the two kinds do in their own way
@@ -499,9 +531,10 @@ class ProducerSession(Session):
             self._finished_bytes = 0
 
     def _has_room(self) -> bool:
-        # What follows a batch of several commits is created after it. While creates are refused,
-        # one event at a time: the next one asks whether they still are.
-        if self._long or (self._events and self._shard.refuses_creates is not None):
+        # What follows a batch of several commits is created after it. While creates are refused or
+        # the disk is slow, one event at a time: the next one asks whether it still is so.
+        shard = self._shard
+        if self._long or (self._events and (shard.group_full or shard.refuses_creates is not None)):
             return False
         return self._shared_room()
 
@@ -541,9 +574,10 @@ class WorkerSession(Session):
         return principal, _wire.encode_worker_hello_ack(worker, principal.tenant)
 
     def _has_room(self) -> bool:
-        # One event at a time goes on when others have spent the room: results free more than they
-        # take.
-        return self._events == 0 or self._shared_room()
+        # One event at a time goes on when others have spent the room, or the disk is slow.
+        if self._events and self._shard.group_full:
+            return False
+        return self._shared_room(spare=self._events == 0)
 
     # --- events
 
@@ -635,13 +669,25 @@ class WorkerSession(Session):
         if self._finished and self._assigned_bytes >= ASSIGNED_BYTES_MAX:
             self._acknowledge()
             return
-        assignment = None if self._readys is None else self._readys.take()
+        assignment = self._next_assignment()
         if assignment is not None:
             message = assignment.encode()
             self._assigned_bytes += len(message)
+            self._in_flight.take(self._tenant, len(message))
             self._out.append(Outgoing(message, assignment=assignment))
         elif self._finished:
             self._acknowledge()
+        self._in_flight.wake_next(self._tenant)
+
+    def _next_assignment(self) -> Assignment | None:
+        """None also while clients that do not read hold too many bytes."""
+        if self._readys is None:
+            return None
+        if self._in_flight.room(self._tenant, spare=True):
+            return self._readys.take()
+        if self._readys.claimed:
+            self._in_flight.wait(self._tenant, self._wake_writer, spare=True)
+        return None
 
     def _acknowledge(self) -> None:
         finished = self._finished
