@@ -235,7 +235,6 @@ ALIASES = {
 #: default stops the start, because the server would not do what it asks for. False: alone it asks
 #: for nothing, so it is taken with a warning. The longest name that fits a key counts.
 NOT_AVAILABLE: dict[str, bool] = {
-    "tls": True,
     "backupDir": False,
     "webhookHmacSecret": True,
     "resultWebhookMaxAttempts": False,
@@ -540,12 +539,23 @@ def _check(config: Config) -> None:
             parse_address(key, value_of(config, key))
     for role in ("producer", "worker"):
         _check_provider(config, role)
+    for listener in ("http", "producer", "worker"):
+        _check_tls(value_of(config, f"tls.{listener}"), f"tls.{listener}")
     if not config.persistence_config.path:
         raise ConfigError("persistenceConfig.path", "must not be empty")
     if config.limits.payload_bytes > config.streams.send_bytes - 65_536:
         raise ConfigError("limits.payloadBytes", "must stay 65536 below streams.sendBytes")
     if config.default_lease_seconds > config.lease_max_seconds:
         raise ConfigError("defaultLeaseSeconds", "must not be above leaseMaxSeconds")
+
+
+def _check_tls(files: TlsListener, key: str) -> None:
+    """Whether the files make a pair is seen when they are read, at the start."""
+    if files.cert_file and not files.key_file:
+        raise ConfigError(f"{key}.keyFile", "is missing beside certFile")
+    for name, path in (("keyFile", files.key_file), ("clientCaFile", files.client_ca_file)):
+        if path and not files.cert_file:
+            raise ConfigError(f"{key}.certFile", f"is missing beside {name}")
 
 
 def _check_provider(config: Config, role: str) -> None:

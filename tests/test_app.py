@@ -153,7 +153,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         ({"WORKER_JWKS_URL": "https://login.example/jwks"}, "workerIssuer: is missing"),
         ({"IDENTITY_SERVICE_URL": "https://login.example"}, "identityIssuer: is missing"),
         ({"RATE_LIMIT_PRODUCER_BURST_SIZE": "-5"}, "rateLimit.producer.burstSize: bad value"),
-        ({"TLS_HTTP_CERT_FILE": "x.pem"}, "tls.http.certFile: not available"),
         ({"RAFT_ENABLED": "true"}, "raft.enabled: not available"),
         ({"WORKER_STREAM_ADDR": ":0"}, "workerStreamAddr"),
     ],

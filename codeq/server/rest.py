@@ -5,6 +5,7 @@ Errors become statuses here and nowhere else. What the routes do is in rest_task
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -110,6 +111,7 @@ class RestApp:
         limits: Limits,
     ) -> None:
         self.edge = Edge(shard, known, config, in_flight, limits)
+        self.leaving = False
         self._metrics = metrics
         self._open = {b"/healthz": self._healthz, b"/readyz": self._readyz}
         self._open[b"/metrics"] = self._scrape
@@ -117,6 +119,11 @@ class RestApp:
     def stop(self) -> None:
         """Ends the waits; readyz and what needs the shard answer 503 from now on."""
         self.edge.stop()
+
+    def twin(self) -> RestApp:
+        """The same application for one more server. What the clients of a server are answered
+        while its application is ``leaving`` asks them to connect again."""
+        return copy.copy(self)
 
     def cut(self) -> None:
         """Ends the requests whose body has not come yet."""
@@ -130,7 +137,7 @@ class RestApp:
             reply = await self._answer(scope["method"], scope["raw_path"], request)
             if request.unread and CLOSE not in reply.headers:
                 await request.drain(self.edge)
-            await _write(reply, request, send)
+            await _write(reply, request, send, leaving=self.leaving)
         finally:
             request.end(self.edge)
 
@@ -233,13 +240,15 @@ def bearer_of(request: Request, route: Route) -> str:
         raise
 
 
-async def _write(reply: Reply, request: Request, send: Send) -> None:
+async def _write(reply: Reply, request: Request, send: Send, *, leaving: bool) -> None:
     """Hands the reply to the transport and settles it."""
     settle = reply.settle
     if settle is not None and request.gone:
         settle(False)
         return
     headers = [*reply.headers, (b"x-request-id", request.request_id), SERVER]
+    if leaving:
+        headers.append(CLOSE)
     try:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
