@@ -14,7 +14,7 @@ from typing import NamedTuple
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import auth, rest_leases, rest_tasks
+from codeq.server import auth, logs, rest_leases, rest_tasks
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     KEYS_UNAVAILABLE,
@@ -133,6 +133,7 @@ class RestApp:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
+        logs.REQUEST_ID.set(request.request_id)
         try:
             reply = await self._answer(scope["method"], scope["raw_path"], request)
             if request.unread and CLOSE not in reply.headers:
