@@ -244,11 +244,6 @@ NOT_AVAILABLE: dict[str, bool] = {
     "webhooks.perHost": False,
     "subscriptionMinIntervalSeconds": False,
     "subscriptionCleanupIntervalSeconds": False,
-    "tracingEnabled": True,
-    "tracingServiceName": False,
-    "tracingOtlpEndpoint": False,
-    "tracingOtlpInsecure": False,
-    "tracingSampleRatio": False,
     "raft": False,
     "raft.enabled": True,
 }

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -34,6 +35,9 @@ from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
 from codeq.server.tls import Certificates, Identity
 from codeq.server.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from codeq.server.tracing import Tracer
 
 log = logging.getLogger("codeq.app")
 
@@ -186,12 +190,14 @@ class Node:
         self._shard: Shard | None = None
         self._metrics: Metrics | None = None
         self._certificates = Certificates(config.tls)
+        self._tracer: Tracer | None = None
 
     async def start(self) -> str:
         """Opens the store, then the listeners; returns the ready line. On failure nothing is left
         running."""
         config = self._config
         try:
+            self._tracer = _tracer(config)
             identities = self._certificates.read()
             for name, identity in identities.items():
                 if identity is not None:
@@ -204,7 +210,9 @@ class Node:
             shard = self._open_shard(clock)
             self._metrics = Metrics(shard, limits)
             shard.journal.observe = self._metrics.observe_commit
-            self._rest = RestApp(shard, auth, config, self._metrics, in_flight, limits)
+            self._rest = RestApp(
+                shard, auth, config, self._metrics, in_flight, limits, self._tracer
+            )
             self._http = HttpListener(self._rest, config, reserved, identities["http"])
             await self._http.start()
             self._certificates.on_change["http"] = self._http.exchange
@@ -258,11 +266,14 @@ class Node:
         for stop in reversed(self._stops):
             stop()
         self._stops.clear()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _open_shard(self, clock: Clock) -> Shard:
         runner = LoopRunner(clock)
+        open_shard = Shard.open if self._tracer is None else self._tracer.open_shard
         try:
-            self._shard = Shard.open(shard_settings(self._config), clock, runner, self._fault)
+            self._shard = open_shard(shard_settings(self._config), clock, runner, self._fault)
         except BaseException:
             runner.stop()
             raise
@@ -298,6 +309,18 @@ class Node:
         done, _ = await asyncio.wait([drained], timeout=STORE_STOP_SECONDS)
         if not done:
             self._fault(f"the store did not finish its last commit within {STORE_STOP_SECONDS} s")
+
+
+def _tracer(config: Config) -> Tracer | None:
+    """What makes spans, if any are wanted. Raises ConfigError when it is not installed."""
+    if not config.tracing_enabled:
+        return None
+    try:
+        from codeq.server import tracing
+    except ImportError:
+        text = "needs OpenTelemetry, which is not installed (pip install 'codeq[otel]')"
+        raise ConfigError("tracingEnabled", text) from None
+    return tracing.from_config(config)
 
 
 def serve(config: Config) -> int:

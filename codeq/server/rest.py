@@ -9,7 +9,7 @@ import copy
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from codeq.config import Config
 from codeq.engine.shard import Shard
@@ -48,6 +48,9 @@ from codeq.server.request import (
     promise,
 )
 from codeq.server.streams import InFlight
+
+if TYPE_CHECKING:
+    from codeq.server.tracing import Tracer  # it needs what not every installation has
 
 log = logging.getLogger("codeq.rest")
 
@@ -95,6 +98,11 @@ VARIABLE: dict[tuple[str, bytes], Route] = {
     ("POST", b"tasks/{}/result"): Route(_worker(auth.SCOPE_RESULT), rest_leases.result),
     ("GET", b"admin/queues/{}"): Route(Auth.admin, rest_tasks.queue_stats),
 }
+#: What spans call a route
+NAMES: dict[Route, str] = {
+    **{route: path.decode() for (_, path), route in STATIC.items()},
+    **{route: f"{PREFIX.decode()}/{path.decode()}" for (_, path), route in VARIABLE.items()},
+}
 _HEALTHY = Reply(200, b'{"status":"ok"}')
 
 
@@ -109,10 +117,12 @@ class RestApp:
         metrics: Metrics,
         in_flight: InFlight,
         limits: Limits,
+        tracer: Tracer | None = None,
     ) -> None:
         self.edge = Edge(shard, known, config, in_flight, limits)
         self.leaving = False
         self._metrics = metrics
+        self._tracer = tracer
         self._open = {b"/healthz": self._healthz, b"/readyz": self._readyz}
         self._open[b"/metrics"] = self._scrape
 
@@ -135,12 +145,23 @@ class RestApp:
         request = Request(scope, receive)
         logs.REQUEST_ID.set(request.request_id)
         try:
-            reply = await self._answer(scope["method"], scope["raw_path"], request)
+            answer = self._answer if self._tracer is None else self._traced
+            reply = await answer(scope["method"], scope["raw_path"], request)
             if request.unread and CLOSE not in reply.headers:
                 await request.drain(self.edge)
             await _write(reply, request, send, leaving=self.leaving)
         finally:
             request.end(self.edge)
+
+    async def _traced(self, method: str, path: bytes, request: Request) -> Reply:
+        """As ``_answer``, with a span when there is such a route."""
+        route = self._route(method, path, request)
+        if route is None or self._tracer is None:
+            return await self._answer(method, path, request)
+        with self._tracer.request(method, NAMES[route], request.headers) as answered:
+            reply = await self._answer(method, path, request)
+            answered(reply.status)
+            return reply
 
     async def _answer(self, method: str, path: bytes, request: Request) -> Reply:
         """Every outcome of a request as a reply."""
