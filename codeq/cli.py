@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from codeq import __version__
-from codeq.client.local import addresses_of
 from codeq.errors import CodeqError
 
 EXIT_FAILED = 1
@@ -95,6 +94,7 @@ def demo(
     only when every file has exactly one correct result and tasks were redelivered.
     """
     from codeq import demo as show
+    from codeq.client.local import addresses_of
 
     target = None
     if url is not None:
@@ -137,6 +137,7 @@ def bench(
         from codeq.bench.target import Codeq
     except ModuleNotFoundError as error:
         return _refuse(f"codeq bench needs {error.name}: pip install codeq[bench]")
+    from codeq.client.local import addresses_of
 
     target = None
     if url is not None:

@@ -94,8 +94,10 @@ def test_a_port_or_a_folder_in_use_stops_the_start(
     assert server.client("dev-producer").post("/tasks", json={"command": "a", "payload": 1})
 
 
-def test_importing_codeq_is_light() -> None:
-    check = "import sys, codeq; print(*(m for m in ('grpc', 'codeq.client') if m in sys.modules))"
+@pytest.mark.parametrize("name", ["codeq", "codeq.cli"])
+def test_importing_codeq_is_light(name: str) -> None:
+    """And the server says how the gRPC library is to log before it is imported."""
+    check = f"import sys, {name}; print(*(m for m in ('grpc', 'codeq.client') if m in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -2,7 +2,6 @@
 
 import os
 
-# Read when the gRPC library is first used. It writes to standard error in a form of its own, and a
-# line for every stranger whose handshake fails; and the server has no forks that go on with it.
+# Read when the gRPC library is imported. It writes to standard error in a form of its own, and a
+# line for every stranger whose handshake fails.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

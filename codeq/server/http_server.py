@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -280,28 +281,35 @@ async def try_out(identity: Identity, name: str) -> None:
     """Raises ConfigError when the HTTP server cannot use the certificate, in a process that is
     there for it: the library would take this one down."""
     files = [tls.in_memory(part) for part in identity if part]
+    command = [sys.executable, "-m", "codeq.server.http_server", *map(str, files)]
     try:
-        trial = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "codeq.server.http_server", *map(str, files)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=files,
-        )
-        try:
-            async with asyncio.timeout(TRIAL_SECONDS):
-                _, said = await trial.communicate()
-        except TimeoutError:
-            trial.kill()
-            said = b"no answer"
-            await trial.wait()
+        # Not the loop's own subprocesses: these fork, of which the gRPC library has much to say.
+        code, said = await asyncio.to_thread(_run, command, files)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"tls.{name}.certFile", "the HTTP server hangs with it") from None
     finally:
         for file in files:
             os.close(file)
-    if trial.returncode:
-        reason = said.decode(errors="replace").strip().splitlines()
-        text = next((line for line in reason if "Err" in line), reason[-1] if reason else "")
+    if code:
+        lines = said.strip().splitlines() or [""]
+        text = next((line for line in lines if "Err" in line), lines[-1])
         raise ConfigError(f"tls.{name}.certFile", f"the HTTP server cannot use it: {text}")
+
+
+def _run(command: list[str], files: list[int]) -> tuple[int, str]:
+    """(exit code, what it said on standard error) of a process that inherits these files."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=files,
+        timeout=TRIAL_SECONDS,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    return done.returncode, done.stderr
 
 
 async def _trial(parts: list[bytes]) -> None:
