@@ -200,6 +200,7 @@ class Load:
         self._stop = threading.Event()
         self._many = threading.Semaphore(0)
         self.outcomes: Counter[str] = Counter()
+        self.moved = 0  # connections that were asked to come again
         kinds = (True, True, False, False)
         self._threads = [threading.Thread(target=self._send, args=(kept,)) for kept in kinds]
 
@@ -230,6 +231,7 @@ class Load:
                 answer = connection.getresponse()
                 outcome = f"{answer.status} {answer.read().decode()}"
                 closed = not kept or answer.will_close
+                self.moved += answer.will_close
             except (OSError, http.client.HTTPException) as error:
                 outcome, closed = repr(error), True
             if closed and connection is not None:
@@ -260,6 +262,7 @@ def test_T42_certificates_are_exchanged_under_load(
             load.more()
             assert {shown(address, trust) for address in addresses} == {subject}
     assert load.outcomes.keys() == {'200 {"status":"ok"}'}
+    assert load.moved >= 4  # both that stay, at each exchange
     assert asyncio.run(life(server, Tls(authority.ca))) == b'{"a":1}'
     assert server.terminate() == 0
 

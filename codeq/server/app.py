@@ -198,10 +198,7 @@ class Node:
         config = self._config
         try:
             self._tracer = _tracer(config)
-            identities = self._certificates.read()
-            for name, identity in identities.items():
-                if identity is not None:
-                    await TRIALS[name](identity, name)
+            identities = await _identities(self._certificates)
             clock = Clock()
             auth = build_auth(config, clock)
             reserved = self._reserve_all()
@@ -323,6 +320,36 @@ def _tracer(config: Config) -> Tracer | None:
     return tracing.from_config(config)
 
 
+def check(config: Config) -> list[str]:
+    """Looks at what a start would look at, and opens nothing; returns what it would warn of.
+    Raises ConfigError for what would stop it."""
+    warnings = _warnings(config)
+    build_auth(config, Clock())
+    if (tracer := _tracer(config)) is not None:
+        tracer.close()
+    asyncio.run(_identities(Certificates(config.tls)))
+    return warnings
+
+
+def _warnings(config: Config) -> list[str]:
+    """What a start warns of. Raises ConfigError for what this release does not have."""
+    stops, warns = unavailable_settings(config)
+    if stops:
+        raise ConfigError(*stops[0].split(": ", 1))
+    if not config.persistence_config.fsync_on_commit:
+        warns.append("fsyncOnCommit is off: a loss of power may take the last moments with it")
+    return [*config.warnings, *warns]
+
+
+async def _identities(certificates: Certificates) -> dict[str, Identity | None]:
+    """The identity of each listener, known to be of use; raises ConfigError."""
+    identities = certificates.read()
+    for name, identity in identities.items():
+        if identity is not None:
+            await TRIALS[name](identity, name)
+    return identities
+
+
 def serve(config: Config) -> int:
     """Runs the server until SIGTERM or SIGINT; returns the exit code of the process.
 
@@ -330,11 +357,8 @@ def serve(config: Config) -> int:
     line on standard error.
     """
     logs.configure(config.log_level, config.log_format)
-    stops, warns = unavailable_settings(config)
-    if stops:
-        return _complain(stops[0], EXIT_BAD_SETTING)
     try:
-        return uvloop.run(_run(config, [*config.warnings, *warns]))
+        return uvloop.run(_run(config, _warnings(config)))
     except ConfigError as error:
         return _complain(str(error), EXIT_BAD_SETTING)
     except CodeqError as error:
@@ -353,8 +377,6 @@ async def _run(config: Config, warnings: list[str]) -> int:
     _calm_garbage_collector()
     for warning in warnings:
         log.warning("%s", warning)
-    if not config.persistence_config.fsync_on_commit:
-        log.warning("fsyncOnCommit is off: a loss of power may take the last moments with it")
     print(ready, flush=True)
     log.info("%s", ready)
     await stopping.wait()

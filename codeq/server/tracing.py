@@ -95,12 +95,10 @@ class Tracer:
         self, method: str, route: str, headers: Mapping[bytes, bytes]
     ) -> Iterator[Callable[[int], None]]:
         """The span of one HTTP request while it is answered; told the status of the answer."""
-        texts = [
-            headers.get(name, b"").decode("latin-1") for name in (b"traceparent", b"tracestate")
-        ]
+        texts = (headers.get(b"traceparent", b""), headers.get(b"tracestate", b""))
         with self._tracer.start_as_current_span(
             f"{method} {route}",
-            _context((texts[0], texts[1])),
+            _context(_decoded(texts)),
             SpanKind.SERVER,
             {"http.request.method": method, "http.route": route},
         ) as span:
