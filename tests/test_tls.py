@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from codeq import CodeqError, Producer, Task, Tls, Worker
 from codeq.config import ConfigError, load
 from codeq.server import http_server
-from codeq.server.tls import Certificates
+from codeq.server.tls import Certificates, Identity
 
 from .authority import NAME, Authority, Pair
 from .conftest import PREFIX, STOP_SECONDS, Server, dev_arguments, refusal
@@ -385,6 +385,41 @@ def test_T42_a_key_that_the_library_cannot_use_stops_the_start(
     outcome = run(tmp_path, dev_arguments(tmp_path), **_environ(name, odd.cert, odd.key))
     assert_one_line(outcome, f"tls.{name}.certFile: ", "cannot use it")
     assert not (tmp_path / "data").exists()
+
+
+async def _answer(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["http_version"].encode()})
+
+
+@pytest.mark.parametrize("protocols", [[], ["http/1.1"], ["h2"]])
+def test_T48_a_connection_that_says_nothing_is_ended(
+    authority: Authority, protocols: list[str]
+) -> None:
+    pair = authority.issue("server")
+    identity = Identity(pair.cert.read_bytes(), pair.key.read_bytes(), b"")
+    trust = context(authority)
+    if protocols:
+        trust.set_alpn_protocols(protocols)
+
+    async def check() -> None:
+        reserved = http_server.reserve("127.0.0.1", 0, "REST")
+        port = reserved.getsockname()[1]
+        serving = http_server.Serving(_answer, 128, reserved, identity)
+        await serving.started()
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=trust)
+        assert await asyncio.to_thread(http_server.end_silent, port, 60) == 0
+        while not await asyncio.to_thread(http_server.end_silent, port, 0.001):
+            pass
+        async with asyncio.timeout(STOP_SECONDS):
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        writer.close()
+        async with httpx.AsyncClient(verify=context(authority)) as client:
+            assert (await client.get(f"https://localhost:{port}/")).text == "1.1"
+        assert await serving.end(STOP_SECONDS)
+
+    asyncio.run(check())
 
 
 def test_a_port_is_found_in_use_though_sockets_may_share_it() -> None:

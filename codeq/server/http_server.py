@@ -8,6 +8,7 @@ clients to come again (``connection: close``) and ends when they have had the ti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -39,6 +40,10 @@ MOVE_SECONDS = 2
 NEXT_HEADERS_MS = 75_000
 #: Read buffer of one connection; what a client that sends endless headers can hold.
 BUFFER_BYTES = 65_536
+#: A connection that no byte has passed for so long is ended: longer than any request may wait, and
+#: than an idle connection is kept. HTTP/2 has its pings.
+SILENT_SECONDS = 120
+SWEEP_SECONDS = 30
 H2_STREAMS_MAX = 256
 H2_PING_MS = 30_000
 H2_PING_TIMEOUT_S = 10
@@ -48,6 +53,8 @@ DIALLED = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 #: Socket option of Linux that Python has no name for
 SO_ATTACH_REUSEPORT_CBPF = 51
 BPF_RETURN = 0x06
+#: Where the ages of the last bytes sent and received (ms) stand in struct tcp_info of Linux
+TCP_INFO_BYTES, SENT_AT, RECEIVED_AT = 104, 44, 52
 
 
 def reserve(host: str, port: int, use: str) -> socket.socket:
@@ -85,6 +92,32 @@ def _bound(family: int, at: Any) -> socket.socket:
         one.close()
         raise
     return one
+
+
+def end_silent(port: int, seconds: float) -> int:
+    """Ends the connections to a port of this process that no byte has passed for so long; returns
+    how many. The library itself has no deadline for a client that says nothing after its TLS
+    handshake, nor for one that does not take its answer."""
+    ended = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as held:  # whatever its owner does
+                ended += _end_if_silent(held, port, seconds * 1000)
+    return ended
+
+
+def _end_if_silent(held: socket.socket, port: int, ms: float) -> bool:
+    if held.family not in (socket.AF_INET, socket.AF_INET6) or held.getsockname()[1] != port:
+        return False
+    held.getpeername()  # raises for the socket that listens
+    info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+    ages_ms = (struct.unpack_from("I", info, at)[0] for at in (SENT_AT, RECEIVED_AT))
+    if min(ages_ms) < ms:
+        return False
+    held.shutdown(socket.SHUT_RDWR)
+    return True
 
 
 class EmbeddedServer(Server):
@@ -225,10 +258,18 @@ class HttpListener:
         ip, port = reserved.getsockname()[:2]
         self.address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
         self._servings: list[Serving] = []  # the one in use is the last
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns when connections are answered. The identity must have been tried out."""
         await self._serve(self._app, self._reserved, self._identity).started()
+        self._sweeping = asyncio.create_task(self._sweep(self._reserved.getsockname()[1]))
+
+    async def _sweep(self, port: int) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            if ended := await asyncio.to_thread(end_silent, port, SILENT_SECONDS):
+                log.info("%d silent connections were ended", ended)
 
     async def exchange(self, identity: Identity) -> bool:
         """Shows another certificate to new connections from now on; False when it is the one in
@@ -266,6 +307,8 @@ class HttpListener:
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no more connections; what is not answered in time is cut off."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         self._reserved.close()
         ends = [serving.end(grace_seconds) for serving in list(self._servings)]
         if all(await asyncio.gather(*ends)):

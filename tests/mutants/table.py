@@ -542,4 +542,11 @@ MUTANTS = (
         "        logs.REQUEST_ID.get()",
         "test_app.py::test_T67_a_fault_is_logged_with_the_id_of_its_request",
     ),
+    Mutant(
+        "silent-connection-kept",
+        "codeq/server/http_server.py",
+        "    held.shutdown(socket.SHUT_RDWR)",
+        "    held.fileno()",
+        "test_tls.py::test_T48_a_connection_that_says_nothing_is_ended",
+    ),
 )
