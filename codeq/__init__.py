@@ -4,12 +4,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codeq.client import Fail, Nack, NewTask, Producer, Task, Worker
+    from codeq.client import Fail, Nack, NewTask, Producer, Task, Tls, Worker
     from codeq.errors import CodeqError
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["CodeqError", "Fail", "Nack", "NewTask", "Producer", "Task", "Worker", "__version__"]
+__all__ = [
+    "CodeqError",
+    "Fail",
+    "Nack",
+    "NewTask",
+    "Producer",
+    "Task",
+    "Tls",
+    "Worker",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

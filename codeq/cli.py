@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from codeq import __version__
-from codeq.client.local import addresses_of
 from codeq.errors import CodeqError
 
 EXIT_FAILED = 1
@@ -27,6 +26,14 @@ Words = Annotated[list[str] | None, typer.Option(metavar="NAME", help="repeatabl
 
 token = typer.Typer(rich_markup_mode=None, help="Keys and signed tokens to try things with.")
 app.add_typer(token, name="token")
+settings = typer.Typer(rich_markup_mode=None, help="Settings, without starting a server.")
+app.add_typer(settings, name="config")
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FILE]", show_default=False, help="default: $CODEQ_CONFIG_PATH"),
+]
+DevMode = Annotated[bool, typer.Option("--dev", help="as codeq serve --dev would have them")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -62,13 +69,7 @@ def serve(
     from codeq import config as settings
     from codeq.server.app import serve as serve_forever
 
-    given = {
-        "persistenceConfig.path": data,
-        "httpAddr": http,
-        "producerStreamAddr": producer_stream,
-        "workerStreamAddr": worker_stream,
-    }
-    flags = {key: value for key, value in given.items() if value is not None}
+    flags = _flags(data, http, producer_stream, worker_stream)
     load = settings.dev_config if dev else settings.load
     try:
         tree = load(None if config is None else str(config), os.environ, flags)
@@ -95,6 +96,7 @@ def demo(
     only when every file has exactly one correct result and tasks were redelivered.
     """
     from codeq import demo as show
+    from codeq.client.local import addresses_of
 
     target = None
     if url is not None:
@@ -137,6 +139,7 @@ def bench(
         from codeq.bench.target import Codeq
     except ModuleNotFoundError as error:
         return _refuse(f"codeq bench needs {error.name}: pip install codeq[bench]")
+    from codeq.client.local import addresses_of
 
     target = None
     if url is not None:
@@ -213,6 +216,71 @@ def token_show(text: Annotated[str, typer.Argument(metavar="TOKEN")]) -> None:
     from codeq import tokens
 
     print(json.dumps(tokens.show(text), indent=2, ensure_ascii=False))
+
+
+def _flags(
+    data: str | None, http: str | None, producer_stream: str | None, worker_stream: str | None
+) -> dict[str, str]:
+    """The settings that have a flag of their own, as far as they were given."""
+    given = {
+        "persistenceConfig.path": data,
+        "httpAddr": http,
+        "producerStreamAddr": producer_stream,
+        "workerStreamAddr": worker_stream,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+@settings.command("check")
+def config_check(file: SettingsFile = None, dev: DevMode = False) -> int:
+    """Says whether a server would start with these settings, and what it would warn of.
+
+    Ends with 0 when it would; else one line names the key.
+    """
+    from codeq import config
+    from codeq.server.app import check
+
+    load = config.dev_config if dev else config.load
+    try:
+        warnings = check(load(None if file is None else str(file), os.environ))
+    except config.ConfigError as error:
+        return _refuse(str(error))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print("good")
+    return 0
+
+
+@settings.command("show")
+def config_show(
+    file: SettingsFile = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR")] = None,
+    http: HostPort = None,
+    producer_stream: HostPort = None,
+    worker_stream: HostPort = None,
+    dev: DevMode = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> int:
+    """Every key with its value and where it comes from, for the same options as codeq serve.
+
+    That is default, file, environment, flag or (with --dev) development. Secrets are masked.
+    """
+    from codeq import config
+
+    flags = _flags(data, http, producer_stream, worker_stream)
+    try:
+        rows = config.explain(None if file is None else str(file), os.environ, flags, dev=dev)
+    except config.ConfigError as error:
+        return _refuse(str(error))
+    if as_json:
+        shown = {row.key: {"value": row.value, "source": row.source} for row in rows}
+        print(json.dumps(shown, indent=2))
+        return 0
+    width = max(len(row.key) for row in rows)
+    for row in rows:
+        value = row.value if isinstance(row.value, str) else json.dumps(row.value)
+        print(f"{row.key:<{width}}  {row.source:<11}  {value}".rstrip())
+    return 0
 
 
 def _refuse(message: str) -> int:

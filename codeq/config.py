@@ -235,7 +235,6 @@ ALIASES = {
 #: default stops the start, because the server would not do what it asks for. False: alone it asks
 #: for nothing, so it is taken with a warning. The longest name that fits a key counts.
 NOT_AVAILABLE: dict[str, bool] = {
-    "tls": True,
     "backupDir": False,
     "webhookHmacSecret": True,
     "resultWebhookMaxAttempts": False,
@@ -245,11 +244,6 @@ NOT_AVAILABLE: dict[str, bool] = {
     "webhooks.perHost": False,
     "subscriptionMinIntervalSeconds": False,
     "subscriptionCleanupIntervalSeconds": False,
-    "tracingEnabled": True,
-    "tracingServiceName": False,
-    "tracingOtlpEndpoint": False,
-    "tracingOtlpInsecure": False,
-    "tracingSampleRatio": False,
     "raft": False,
     "raft.enabled": True,
 }
@@ -299,7 +293,7 @@ def load(
     ``path`` None takes the environment's ``CODEQ_CONFIG_PATH``, whose file may be missing; a file
     named by ``path`` must exist. Raises ConfigError.
     """
-    return _build(*_given(path, environ or {}, flags or {}))
+    return Given.of(path, environ or {}, flags or {}).build()
 
 
 DEV_TENANT = "dev"
@@ -344,13 +338,44 @@ def dev_config(
     """As ``load``, for trying codeq out: three listeners on 127.0.0.1 and the two static tokens
     ``dev-producer`` and ``dev-worker`` of tenant ``dev``, whatever file and environment say of
     tokens. An address that is not loopback is a ConfigError: these tokens are no secrets."""
-    values, warnings = _given(path, environ or {}, flags or {})
+    return _dev(Given.of(path, environ or {}, flags or {}))
+
+
+def _dev(given: Given) -> Config:
+    values = given.values
     if not values.get("httpAddr"):  # an empty one would mean all interfaces
-        values["httpAddr"] = f"127.0.0.1:{values.get('port', 8080)}"
-    config = _build({**DEV_DEFAULTS, **values, **DEV_TOKENS}, warnings)
+        given.set("httpAddr", f"127.0.0.1:{values.get('port', 8080)}", "development")
+    for key, value in {**DEV_DEFAULTS, **DEV_TOKENS}.items():
+        if key in DEV_TOKENS or key not in values:
+            given.set(key, value, "development")
+    config = given.build()
     for key in ("httpAddr", "producerStreamAddr", "workerStreamAddr"):
         _require_loopback(key, value_of(config, key))
     return config
+
+
+class Setting(NamedTuple):
+    """One key as it counts. ``source``: default, file, environment, flag or development."""
+
+    key: str
+    value: Any
+    source: str
+
+
+def explain(
+    path: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    dev: bool = False,
+) -> list[Setting]:
+    """Every key as ``load``, or ``dev_config``, would have it; secrets are masked."""
+    given = Given.of(path, environ or {}, flags or {})
+    config = _dev(given) if dev else given.build()
+    return [
+        Setting(key, _masked(key, value_of(config, key)), given.sources.get(key, "default"))
+        for key in KEYS
+    ]
 
 
 def value_of(config: Config, path: str) -> Any:
@@ -391,17 +416,44 @@ def parse_address(key: str, text: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)
 
 
-def _given(
-    path: str | None, environ: Mapping[str, str], flags: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """(values by dotted key, warnings) of what is set anywhere."""
-    values: dict[str, Any] = {}
-    warnings: list[str] = []
-    _read_file(path, environ.get("CODEQ_CONFIG_PATH", ""), values, warnings)
-    _read_environment(environ, values, warnings)
-    for key, value in flags.items():
-        _set(key, value, values, warnings)
-    return values, warnings
+class Given:
+    """What is set anywhere, by dotted key, and where; lines to warn with."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    @classmethod
+    def of(cls, path: str | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Given:
+        """What file, environment and flags say; the later ones win."""
+        given = cls()
+        _read_file(path, environ.get("CODEQ_CONFIG_PATH", ""), given)
+        _read_environment(environ, given)
+        for key, value in flags.items():
+            given.set(key, value, "flag")
+        return given
+
+    def set(self, path: str, value: Any, source: str) -> None:
+        """Files a value under its key; mappings of a group are taken apart."""
+        if path in IGNORED:
+            self.warnings.append(f"{path}: has no meaning here, ignored")
+        elif path in GROUPS:
+            if not isinstance(value, dict | None):
+                raise ConfigError(path, "must be a mapping of keys to values")
+            for name, inner in (value or {}).items():
+                self.set(f"{path}.{name}", inner, source)
+        elif path in KEYS:
+            self.values[path] = _convert(KEYS[path], value)
+            self.sources[path] = source
+        else:
+            raise ConfigError(path, "unknown key")
+
+    def build(self) -> Config:
+        """The tree, once more than single values was looked at."""
+        config: Config = _struct(Config, {**self.values, "warnings": tuple(self.warnings)}, "")
+        _check(config)
+        return config
 
 
 def _attribute(struct: type[Struct], name: str) -> str:
@@ -411,9 +463,7 @@ def _attribute(struct: type[Struct], name: str) -> str:
     raise KeyError(name)
 
 
-def _read_file(
-    path: str | None, fallback: str, values: dict[str, Any], warnings: list[str]
-) -> None:
+def _read_file(path: str | None, fallback: str, given: Given) -> None:
     name = path or fallback
     if not name:
         return
@@ -434,17 +484,15 @@ def _read_file(
     if not isinstance(tree, dict):
         raise ConfigError(name, "must be a mapping of keys to values")
     for key, value in tree.items():
-        _set(str(key), value, values, warnings)
+        given.set(str(key), value, "file")
 
 
-def _read_environment(
-    environ: Mapping[str, str], values: dict[str, Any], warnings: list[str]
-) -> None:
+def _read_environment(environ: Mapping[str, str], given: Given) -> None:
     """Groups first, so that ``LIMITS_CREATE_BATCH`` wins over ``LIMITS``."""
     names = [(environment_name(path), path) for path in (*sorted(GROUPS), *KEYS, *IGNORED)]
     for name, key in (*ALIASES.items(), *names):
         if name in environ:
-            _set(key, _from_text(name, key, environ[name]), values, warnings)
+            given.set(key, _from_text(name, key, environ[name]), "environment")
 
 
 def _from_text(name: str, key: str, text: str) -> Any:
@@ -467,21 +515,6 @@ def _pairs(name: str, text: str) -> dict[str, str]:
     if any(not sign or not left.strip() for left, sign, _ in pairs):
         raise ConfigError(name, "must be id=addr,id=addr")
     return {left.strip(): right.strip() for left, _, right in pairs}
-
-
-def _set(path: str, value: Any, values: dict[str, Any], warnings: list[str]) -> None:
-    """Files a value under its key; mappings of a group are taken apart."""
-    if path in IGNORED:
-        warnings.append(f"{path}: has no meaning here, ignored")
-    elif path in GROUPS:
-        if not isinstance(value, dict | None):
-            raise ConfigError(path, "must be a mapping of keys to values")
-        for name, inner in (value or {}).items():
-            _set(f"{path}.{name}", inner, values, warnings)
-    elif path in KEYS:
-        values[path] = _convert(KEYS[path], value)
-    else:
-        raise ConfigError(path, "unknown key")
 
 
 def _convert(key: Key, value: Any) -> Any:
@@ -509,17 +542,50 @@ def _boolean(path: str, value: Any) -> bool:
     raise ConfigError(path, f"bad value {value!r}: must be true or false")
 
 
+#: Shown in place of a secret
+MASK = "***"
+#: Members of a provider's settings that are no secrets
+_PLAIN = frozenset(
+    {
+        *("type", "subject", "email", "scopes", "eventTypes", "raw"),
+        *("jwksUrl", "issuer", "audience", "clockSkew", "httpTimeout"),
+    }
+)
+_USER_INFO = re.compile(r"(://)[^/@]*@")
+
+
+def _masked(key: str, value: Any) -> Any:
+    """The value without what must not be seen: tokens, keys, passwords in URLs."""
+    if not value:
+        return value
+    if KEYS[key].type == ProviderConfig:
+        return _masked_provider(value)
+    if "secret" in key.lower():
+        return MASK
+    return _USER_INFO.sub(rf"\1{MASK}@", value) if isinstance(value, str) else value
+
+
+def _masked_provider(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_masked_provider(item) for item in value]
+    if not isinstance(value, dict):
+        return MASK
+    return {name: _masked_member(name, inner) for name, inner in value.items()}
+
+
+def _masked_member(name: str, value: Any) -> Any:
+    if name in ("config", "providers"):
+        return _masked_provider(value)
+    if name not in _PLAIN:
+        return MASK
+    return _USER_INFO.sub(rf"\1{MASK}@", value) if isinstance(value, str) else value
+
+
 def _shown(key: Key, value: Any) -> str:
     """A value for an error line, but never a secret."""
     if key.type == ProviderConfig or "secret" in key.path.lower():
         return "(not shown)"
     return repr(value)
-
-
-def _build(values: dict[str, Any], warnings: list[str]) -> Config:
-    config: Config = _struct(Config, {**values, "warnings": tuple(warnings)}, "")
-    _check(config)
-    return config
 
 
 def _struct(struct: type[Struct], values: dict[str, Any], prefix: str) -> Any:
@@ -540,12 +606,23 @@ def _check(config: Config) -> None:
             parse_address(key, value_of(config, key))
     for role in ("producer", "worker"):
         _check_provider(config, role)
+    for listener in ("http", "producer", "worker"):
+        _check_tls(value_of(config, f"tls.{listener}"), f"tls.{listener}")
     if not config.persistence_config.path:
         raise ConfigError("persistenceConfig.path", "must not be empty")
     if config.limits.payload_bytes > config.streams.send_bytes - 65_536:
         raise ConfigError("limits.payloadBytes", "must stay 65536 below streams.sendBytes")
     if config.default_lease_seconds > config.lease_max_seconds:
         raise ConfigError("defaultLeaseSeconds", "must not be above leaseMaxSeconds")
+
+
+def _check_tls(files: TlsListener, key: str) -> None:
+    """Whether the files make a pair is seen when they are read, at the start."""
+    if files.cert_file and not files.key_file:
+        raise ConfigError(f"{key}.keyFile", "is missing beside certFile")
+    for name, path in (("keyFile", files.key_file), ("clientCaFile", files.client_ca_file)):
+        if path and not files.cert_file:
+            raise ConfigError(f"{key}.certFile", f"is missing beside {name}")
 
 
 def _check_provider(config: Config, role: str) -> None:

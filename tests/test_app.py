@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from codeq.server import logs
 from codeq.server import request as rest_request
 
 from .conftest import (
@@ -153,7 +155,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         ({"WORKER_JWKS_URL": "https://login.example/jwks"}, "workerIssuer: is missing"),
         ({"IDENTITY_SERVICE_URL": "https://login.example"}, "identityIssuer: is missing"),
         ({"RATE_LIMIT_PRODUCER_BURST_SIZE": "-5"}, "rateLimit.producer.burstSize: bad value"),
-        ({"TLS_HTTP_CERT_FILE": "x.pem"}, "tls.http.certFile: not available"),
         ({"RAFT_ENABLED": "true"}, "raft.enabled: not available"),
         ({"WORKER_STREAM_ADDR": ":0"}, "workerStreamAddr"),
     ],
@@ -189,15 +190,68 @@ def test_another_number_of_shards_stops_the_start(
 # --- logs
 
 
-def test_T67_log_level_and_format(start_server: Callable[..., Server]) -> None:
-    server = start_server(LOG_FORMAT="json", PERSISTENCE_CONFIG_FSYNC_ON_COMMIT="false")
+TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z (DEBUG|INFO|WARNING|ERROR) codeq\.\w+: .+")
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.parametrize(
+    ("level", "levels"), [("info", {"info", "warning"}), ("warn", {"warning"}), ("error", set())]
+)
+def test_T67_log_level_and_format(
+    start_server: Callable[..., Server], form: str, level: str, levels: set[str]
+) -> None:
+    server = start_server(
+        LOG_FORMAT=form, LOG_LEVEL=level, PERSISTENCE_CONFIG_FSYNC_ON_COMMIT="false"
+    )
     assert server.terminate() == 0
-    entries = [json.loads(line) for line in server.stderr_path.read_text().splitlines()]
-    assert {"time", "level", "logger", "message"} <= set(entries[0])
-    assert any("fsyncOnCommit" in entry["message"] for entry in entries)
-    quiet = start_server(LOG_LEVEL="error")
-    assert quiet.terminate() == 0
-    assert quiet.stderr_path.read_text() == ""
+    lines = server.stderr_path.read_text().splitlines()
+    if form == "text":
+        matches = [TEXT_LINE.fullmatch(line) for line in lines]
+        assert {match[1].lower() for match in matches if match} == levels
+        assert all(matches), lines
+        return
+    entries = [json.loads(line) for line in lines]
+    assert {entry["level"] for entry in entries} == levels
+    for entry in entries:
+        assert entry.keys() == {"time", "level", "logger", "message"}
+    assert any("fsyncOnCommit" in entry["message"] for entry in entries) == ("warning" in levels)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_T67_a_fault_is_logged_with_the_id_of_its_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    async def check() -> None:
+        async with rest_node(tmp_path) as node:
+            logs.configure("info", form)
+            first, second = await node.client("shop/p"), await node.client("shop/p")
+
+            def broken(*_: object, **__: object) -> None:
+                raise RuntimeError("broken")
+
+            node.shard.create = broken  # type: ignore[method-assign]
+            body = {"command": "a", "payload": 1}
+            named = await first.post("/tasks", json=body, headers={"x-request-id": "mine"})
+            given = await second.post("/tasks", json=body)
+            assert refusal(named) == refusal(given) == (500, "internal", "internal error")
+            assert named.headers["x-request-id"] == "mine"
+            request_ids.append(given.headers["x-request-id"])
+
+    request_ids = ["mine"]
+    kept = logging.getLogger().handlers[:]
+    try:
+        asyncio.run(check())
+    finally:
+        logging.getLogger().handlers[:] = kept
+    said = capsys.readouterr().err
+    if form == "json":
+        entries = [json.loads(line) for line in said.splitlines()]
+        faults = [entry for entry in entries if entry["level"] == "error"]
+        assert [entry["requestId"] for entry in faults] == request_ids
+        assert all("RuntimeError: broken" in entry["trace"] for entry in faults)
+    else:
+        assert re.findall(r"a fault in POST .* \[request (\w+)\]", said) == request_ids
+        assert "RuntimeError: broken" in said
 
 
 # --- life and end

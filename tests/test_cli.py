@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import codeq
-from codeq import cli
+from codeq import cli, config
 
 from .conftest import ROOT, Server, dev_arguments, launch
 
@@ -70,6 +71,94 @@ def test_an_unknown_setting_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "data").exists()
 
 
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, object]]:
+    """What ``codeq config show`` says, by key."""
+    assert cli.run(["config", "show", *arguments, "--json"]) == 0
+    said: dict[str, dict[str, object]] = json.loads(capsys.readouterr().out)
+    return said
+
+
+def test_config_show_says_what_each_key_has_and_from_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "codeq.yaml"
+    file.write_text("port: 1\nlimits: {createBatch: 7, claimBatch: 7}\n")
+    monkeypatch.setenv("LIMITS_CREATE_BATCH", "8")
+    rows = shown(capsys, str(file), "--http", "127.0.0.1:1")
+    assert list(rows) == list(config.KEYS)
+    assert rows["port"] == {"value": 1, "source": "file"}
+    assert rows["limits.claimBatch"] == {"value": 7, "source": "file"}
+    assert rows["limits.createBatch"] == {"value": 8, "source": "environment"}
+    assert rows["httpAddr"] == {"value": "127.0.0.1:1", "source": "flag"}
+    assert rows["limits.resultBatch"] == {"value": 1000, "source": "default"}
+    assert shown(capsys, "--dev")["producerStreamAddr"]["source"] == "development"
+    monkeypatch.setenv("CODEQ_CONFIG_PATH", str(file))
+    assert cli.run(["config", "show"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(config.KEYS)
+    assert ["port", "file", "1"] in [line.split() for line in lines]
+
+
+def test_config_show_masks_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [
+        {"type": "static", "config": "hush-text"},
+        {"type": "static", "config": {"token": "hush-token", "subject": "shop"}},
+        {"type": "jwks", "config": {"jwksUrl": "https://me:hush-word@host/keys", "odd": "hush"}},
+    ]
+    monkeypatch.setenv("PRODUCER_AUTH_PROVIDER", "multi")
+    monkeypatch.setenv("PRODUCER_AUTH_CONFIG", json.dumps({"providers": parts}))
+    monkeypatch.setenv("WORKER_AUTH_PROVIDER", "static")
+    monkeypatch.setenv("WORKER_AUTH_CONFIG", "hush-text")
+    monkeypatch.setenv("WEBHOOK_HMAC_SECRET", "hush-key")
+    monkeypatch.setenv("IDENTITY_JWKS_URL", "https://hush@host/keys")
+    rows = shown(capsys)
+    assert "hush" not in json.dumps(rows)
+    assert rows["workerAuthConfig"]["value"] == rows["webhookHmacSecret"]["value"] == "***"
+    assert rows["identityJwksUrl"]["value"] == "https://***@host/keys"
+    assert rows["producerAuthConfig"]["value"] == {
+        "providers": [
+            {"type": "static", "config": "***"},
+            {"type": "static", "config": {"token": "***", "subject": "shop"}},
+            {"type": "jwks", "config": {"jwksUrl": "https://***@host/keys", "odd": "***"}},
+        ]
+    }
+    assert cli.run(["config", "show"]) == 0
+    assert "hush" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("port: 1\nprot: 1\n", "prot: unknown key"),
+        ("raft: {enabled: true}\n", "raft.enabled: not available"),
+        ("tls: {http: {certFile: none.pem, keyFile: none.pem}}\n", "tls.http.certFile: none.pem"),
+        ("workerAuthProvider: static\n", "workerAuthConfig"),
+    ],
+)
+def test_config_check_finds_what_would_stop_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    file = tmp_path / "codeq.yaml"
+    file.write_text(text)
+    assert cli.run(["config", "check", str(file)]) == cli.EXIT_USAGE
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith(f"codeq: {says}")
+    assert said.err.count("\n") == 1
+
+
+def test_config_check_of_good_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["config", "check", str(ROOT / "examples/codeq.yaml")]) == 0
+    assert capsys.readouterr().out == "good\n"
+    file = tmp_path / "codeq.yaml"
+    file.write_text("redisAddr: x\npersistenceConfig: {fsyncOnCommit: false}\n")
+    assert cli.run(["config", "check", str(file), "--dev"]) == 0
+    warnings = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in warnings[:-1]] == ["redisAddr:", "fsyncOnCommit"]
+    assert warnings[-1] == "good"
+
+
 def test_serve_says_one_line_and_ends_in_order(start_server: Callable[[], Server]) -> None:
     server = start_server()
     address = r"127\.0\.0\.1:[1-9]\d*"
@@ -94,8 +183,10 @@ def test_a_port_or_a_folder_in_use_stops_the_start(
     assert server.client("dev-producer").post("/tasks", json={"command": "a", "payload": 1})
 
 
-def test_importing_codeq_is_light() -> None:
-    check = "import sys, codeq; print(*(m for m in ('grpc', 'codeq.client') if m in sys.modules))"
+@pytest.mark.parametrize("name", ["codeq", "codeq.cli"])
+def test_importing_codeq_is_light(name: str) -> None:
+    """And the server says how the gRPC library is to log before it is imported."""
+    check = f"import sys, {name}; print(*(m for m in ('grpc', 'codeq.client') if m in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -13,6 +13,7 @@ from codeq import config
 from codeq.config import ConfigError, dev_config, environment_name, load, value_of
 from codeq.server.app import shard_settings
 
+_PAIR = ("certFile", "keyFile")
 #: A value for each key that is not its default
 OTHER: dict[str, Any] = {
     "httpAddr": "127.0.0.1:1",
@@ -34,7 +35,11 @@ OTHER: dict[str, Any] = {
     "streams.sendBytes": 8_388_608,
     "limits.payloadBytes": 1_000_000,
 }
-TOKENS = {name: OTHER[name] for name in OTHER if "Auth" in name}
+#: Keys that other keys cannot do without
+NEEDED = [
+    *(name for name in OTHER if "Auth" in name),
+    *(f"tls.{name}.{file}" for name in ("http", "producer", "worker") for file in _PAIR),
+]
 
 
 def other_value(key: config.Key) -> Any:
@@ -78,7 +83,7 @@ def test_T56_every_key_can_be_written_in_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", list(config.KEYS))
 def test_T56_every_key_works_from_the_environment(path: str) -> None:
     value = other_value(config.KEYS[path])
-    environ = {environment_name(name): _text(OTHER[name]) for name in TOKENS}
+    environ = {environment_name(name): _text(other_value(config.KEYS[name])) for name in NEEDED}
     environ[environment_name(path)] = _text(value)
     assert value_of(load(environ=environ), path) == value
 
@@ -261,13 +266,12 @@ def test_ignored_keys_warn(tmp_path: Path) -> None:
 
 def test_settings_of_missing_features() -> None:
     environ = {
-        "TLS_HTTP_CERT_FILE": "c.pem",
         "RAFT_ENABLED": "true",
         "RAFT_SELF_ID": "n1",
         "BACKUP_DIR": "/backups",
     }
     stops, warns = config.unavailable_settings(load(environ=environ))
-    assert [line.partition(":")[0] for line in stops] == [*("tls.http.certFile", "raft.enabled")]
+    assert [line.partition(":")[0] for line in stops] == ["raft.enabled"]
     assert [line.partition(":")[0] for line in warns] == ["backupDir", "raft.selfId"]
     assert config.unavailable_settings(load()) == ([], [])
 

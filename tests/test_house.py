@@ -54,7 +54,7 @@ CLOSED: dict[str, tuple[str, ...]] = {
 # Each third-party package has one home.
 HOMES: dict[str, tuple[str, ...]] = {
     "rocksdict": ("codeq.engine.store",),
-    "granian": ("codeq.server.app",),
+    "granian": ("codeq.server.http_server",),
     "uvloop": ("codeq.server.app", "codeq.bench.clients"),
     "grpc": ("codeq.server.grpc_server", "codeq.client"),
     "jwt": ("codeq.server.jwks", "codeq.tokens"),

@@ -647,9 +647,18 @@ def test_refused_items_have_neither_key_nor_webhook() -> None:
     assert creates.webhooks() == [(0, "http://h"), (1, "http://h")]
     creates.refuse(0, CODES["WEBHOOK_INVALID"])
     assert creates.webhooks() == [(1, "http://h")]
-    creates.refuse_all(CODES["UNAVAILABLE"])
-    assert creates.keyed() == creates.webhooks() == []
-    assert list(creates.codes) == [3, 12, 12]
+    creates.refuse(1, CODES["UNAVAILABLE"])
+    assert creates.webhooks() == []
+    assert list(creates.codes) == [3, 12, 0]
+
+
+def test_a_trace_parent_for_those_without() -> None:
+    creates = _wire.Creates()
+    creates.add(**ONE_REQUEST, trace_parent=b"own", trace_state=b"state")
+    creates.add(**ONE_REQUEST)
+    assert creates.trace(b"") == [(b"own", b"state")]
+    assert creates.trace(b"given") == [(b"own", b"state")]
+    assert creates.trace(b"late") == [(b"own", b"state"), (b"given", b"")]
 
 
 def test_repeats_share_id_and_code_of_the_first() -> None:

@@ -9,11 +9,10 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 import msgspec
 
 from codeq import errors
-from codeq.client.stream import Dialer, Session, Token, log, refusal_of
+from codeq.client.stream import Credentials, Dialer, Session, Token, log, refusal_of
 from codeq.engine import _wire
 from codeq.errors import CodeqError
 
@@ -231,9 +230,9 @@ class Producer:
     """Creates tasks: ``async with Producer("host:9092", token="...") as p: await p.produce(...)``.
 
     ``token``: text, or a function (plain or async) asked for a fresh one at every connection.
-    ``inflight_bytes_max``: calls wait while this much is unacknowledged.
-    ``connect_timeout_seconds``: how long entering may try. ``merge=False`` sends every single
-    create as its own message.
+    ``credentials``: a Tls, when the server speaks it. ``inflight_bytes_max``: calls wait while this
+    much is unacknowledged. ``connect_timeout_seconds``: how long entering may try. ``merge=False``
+    sends every single create as its own message.
 
     When the stream breaks it is opened again. Creates that were sent and not acknowledged are sent
     again if they have an idempotency key; the others fail with CodeqError ``unavailable``, since
@@ -245,7 +244,7 @@ class Producer:
         address: str,
         *,
         token: Token,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials = None,
         inflight_bytes_max: int = 8 * 1024 * 1024,
         connect_timeout_seconds: float = 10.0,
         merge: bool = True,

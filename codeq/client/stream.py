@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from codeq import errors
+from codeq.client.tls import Tls
 from codeq.engine import _wire
 from codeq.errors import CodeqError
 
@@ -23,6 +24,8 @@ log = logging.getLogger("codeq.client")
 
 #: A token, or a function (plain or async) that gives a fresh one for every connection.
 Token = str | Callable[[], str | Awaitable[str]]
+#: None is clear text.
+Credentials = grpc.ChannelCredentials | Tls | None
 
 HELLO_TIMEOUT_SECONDS = 15.0
 BACKOFF_FIRST_SECONDS = 0.05
@@ -152,7 +155,7 @@ class Dialer:
         token: Token,
         hello: Callable[[str], bytes],
         decode: Callable[[bytes], tuple[int, object]],
-        credentials: grpc.ChannelCredentials | None,
+        credentials: Credentials,
     ) -> None:
         self.address = address
         self._method = method
@@ -241,4 +244,7 @@ class Dialer:
     def _channel(self) -> grpc.aio.Channel:
         if self._credentials is None:
             return grpc.aio.insecure_channel(self.address, OPTIONS)
-        return grpc.aio.secure_channel(self.address, self._credentials, OPTIONS)
+        if not isinstance(self._credentials, Tls):
+            return grpc.aio.secure_channel(self.address, self._credentials, OPTIONS)
+        tls = self._credentials
+        return grpc.aio.secure_channel(self.address, tls.credentials(), [*OPTIONS, *tls.options()])

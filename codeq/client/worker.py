@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-import grpc
 import msgspec
 
-from codeq.client.stream import Dialer, Session, Token, log, refusal_of
+from codeq.client.stream import Credentials, Dialer, Session, Token, log, refusal_of
 from codeq.client.task import Fail, Nack, Task
 from codeq.engine import _wire
 from codeq.errors import CodeqError
@@ -100,7 +99,8 @@ class Worker:
     many handlers run at a time. ``batch``: how many tasks each of them gets per message, handled
     one after the other. ``lease_seconds``: a task is another worker's after this time without a
     heartbeat. ``on_refused(task_id, error)`` hears of results the server did not accept.
-    ``merge=False`` sends every result as its own message.
+    ``merge=False`` sends every result as its own message. ``credentials``: a Tls, when the server
+    speaks it.
 
     A handler may be plain or async, or return an awaitable. What it returns is the result (any
     JSON value, msgspec Struct or dataclass; msgspec.Raw for JSON text). Fail ends the task FAILED,
@@ -119,7 +119,7 @@ class Worker:
         concurrency: int = 1,
         batch: int = 1,
         lease_seconds: int = 60,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials = None,
         connect_timeout_seconds: float | None = None,
         stop_timeout_seconds: float = 10.0,
         on_refused: Refused | None = None,

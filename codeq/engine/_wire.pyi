@@ -63,8 +63,9 @@ class Creates:
         """Trims command and key, fills an empty payload with ``null``, and sets the code of every
         item that breaks a bound of the contract (command, key, payload, webhook length, delay)."""
     def refuse(self, index: int, number: int) -> None: ...
-    def refuse_all(self, number: int) -> None:
-        """Refuses every item that is still accepted."""
+    def trace(self, parent: bytes) -> list[tuple[bytes, bytes]]:
+        """Gives this trace parent to every item without one; returns trace parent and trace state
+        of the others."""
     def replay(self, index: int, task_id: bytes) -> None:
         """The item repeats an earlier create: it is accepted with that task's id (16 bytes)."""
     def alias(self, index: int, earlier: int) -> None:

@@ -185,11 +185,17 @@ cdef class Creates(_Batch):
     def refuse(self, Py_ssize_t index, uint8_t number):
         self.at(index).code = number
 
-    def refuse_all(self, uint8_t number):
+    def trace(self, bytes parent not None):
+        cdef list own = []
+        cdef cq_create *item
         cdef Py_ssize_t i
         for i in range(self.count):
-            if self.items[i].code == CQ_OK:
-                self.items[i].code = number
+            item = &self.items[i]
+            if item.trace_parent.len > 0:
+                own.append((copy_of(item.trace_parent), copy_of(item.trace_state)))
+            else:
+                item.trace_parent = self.borrow(parent)
+        return own
 
     def replay(self, Py_ssize_t index, bytes task_id not None):
         cdef cq_create *item = self.at(index)
@@ -217,22 +223,18 @@ cdef class Creates(_Batch):
         return self.kept_bytes + self.count * <Py_ssize_t>sizeof(cq_create)
 
     def keyed(self):
-        cdef list out = []
-        cdef const cq_create *item
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            item = &self.items[i]
-            if item.code == CQ_OK and item.key.len > 0:
-                out.append((i, copy_of(item.key), request_of(item)))
-        return out
+        return [
+            (i, copy_of(self.items[i].key), request_of(&self.items[i]))
+            for i in range(self.count)
+            if self.items[i].code == CQ_OK and self.items[i].key.len > 0
+        ]
 
     def webhooks(self):
-        cdef list out = []
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            if self.items[i].code == CQ_OK and self.items[i].webhook.len > 0:
-                out.append((i, str_of(self.items[i].webhook)))
-        return out
+        return [
+            (i, str_of(self.items[i].webhook))
+            for i in range(self.count)
+            if self.items[i].code == CQ_OK and self.items[i].webhook.len > 0
+        ]
 
     def task_id(self, Py_ssize_t index):
         return id_text(self.origin(index).id)

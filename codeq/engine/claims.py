@@ -57,6 +57,10 @@ class Delivery:
     def __len__(self) -> int:
         return len(self._claim)
 
+    def ids(self) -> list[bytes]:
+        """The tasks that are still under this claim."""
+        return self._claim.ids()
+
     def encode(self, single: bool) -> bytes:
         """The tasks as a workerpb.ServerEvent: one ``task``, or a ``task_batch``."""
         return self._engine.assignment(self._claim, single, self._chunks)

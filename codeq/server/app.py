@@ -1,6 +1,6 @@
 """One process from a Config: builds, starts and stops everything in order.
 
-The only file that knows the HTTP server and the event loop.
+The only file that knows which event loop this is.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import uvloop
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 
 from codeq.config import Config, ConfigError, parse_address, unavailable_settings
 from codeq.engine.clock import Clock
 from codeq.engine.shard import Shard, ShardSettings
 from codeq.errors import CodeqError
-from codeq.server import grpc_server, logs
+from codeq.server import grpc_server, http_server, logs
 from codeq.server.auth import Auth
+from codeq.server.http_server import HttpListener, reserve
 from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.providers import build_auth
-from codeq.server.request import STALL_SECONDS
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
+from codeq.server.tls import Certificates, Identity
 from codeq.server.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from codeq.server.tracing import Tracer
 
 log = logging.getLogger("codeq.app")
 
@@ -46,19 +46,17 @@ EXIT_BAD_SETTING = 2
 EXIT_STORE_FAULT = 3
 
 REST_STOP_SECONDS = 10
-#: How long a request that was cut off may take to be told
-CUT_SECONDS = 1
 STREAMS_STOP_SECONDS = 5
 STORE_STOP_SECONDS = 5
-HTTP_START_SECONDS = 10
-NEXT_HEADERS_MS = 75_000
-#: Read buffer of one connection; what a client that sends endless headers can hold.
-HTTP_BUFFER_BYTES = 65_536
-BACKLOG_MAX = 4096
 GC_ALLOCATIONS = 50_000
 GC_GENERATIONS = 20
-#: Where a listener on all interfaces can be reached from here
-DIALLED = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+#: How to find out whether the library under a listener can use a certificate
+TRIALS = {
+    "http": http_server.try_out,
+    "producer": grpc_server.try_out,
+    "worker": grpc_server.try_out,
+}
 
 
 class Helper:
@@ -149,125 +147,6 @@ class LoopRunner:
         self._reads.stop()
 
 
-class Reserved(NamedTuple):
-    """An address that is free and kept for us as long as the holder is open."""
-
-    holder: socket.socket
-    ip: str
-    port: int
-
-
-def reserve(host: str, port: int, use: str) -> Reserved:
-    """Finds a port in use, which the HTTP server would share; turns port 0 into a free one.
-
-    Raises OSError with one clear line.
-    """
-    try:
-        family, *_, at = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(at)
-            probe.listen(1)
-            bound = probe.getsockname()
-        holder = socket.socket(family, socket.SOCK_STREAM)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(bound)
-    except OSError as fault:
-        raise OSError(f"cannot listen on {host}:{port} for {use}: {fault.strerror}") from None
-    return Reserved(holder, str(bound[0]), int(bound[1]))
-
-
-def drop_unread(address: tuple[str, int], seconds: int) -> None:
-    """Has the kernel drop connections whose client takes nothing of what is sent for so long.
-
-    The HTTP server has no setting for it and shows no socket, so its listener is looked for; what
-    it accepts is as it is.
-    """
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            found = socket.socket(fileno=os.dup(int(name)))
-        except OSError:  # closed meanwhile
-            continue
-        with found:
-            listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if listens and found.getsockname()[:2] == address:
-                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
-
-
-class HttpListener:
-    """The HTTP server with a deadline for its end, on an address that was reserved for it."""
-
-    def __init__(self, app: RestApp, config: Config, reserved: Reserved) -> None:
-        self._app = app
-        self._holder, ip, port = reserved
-        self._bound = (ip, port)
-        self._dial = (DIALLED.get(ip, ip), port)
-        self.address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-        connections = config.limits.connections
-        self._server = Server(
-            app,
-            address=ip,
-            port=port,
-            interface=Interfaces.ASGINL,
-            # In clear text HTTP/2 would be guessed from the first bytes, and a connection that
-            # sends none would never be timed out.
-            http=HTTPModes.http1,
-            websockets=False,
-            backlog=min(connections, BACKLOG_MAX),
-            backpressure=connections,
-            log_access=False,
-            http1_settings=HTTP1Settings(
-                header_read_timeout=NEXT_HEADERS_MS, max_buffer_size=HTTP_BUFFER_BYTES
-            ),
-        )
-        logs.configure(config.log_level, config.log_format)  # the server has set its own
-        self._serving: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Returns when connections are accepted."""
-        self._serving = asyncio.create_task(self._server.serve())
-        try:
-            await asyncio.wait_for(self._accepting(self._serving), HTTP_START_SECONDS)
-        finally:
-            self._holder.close()
-        drop_unread(self._bound, STALL_SECONDS)
-
-    async def _accepting(self, serving: asyncio.Task[None]) -> None:
-        while True:
-            if serving.done():
-                serving.result()
-                raise OSError(f"cannot listen on {self.address} for REST")
-            try:
-                _, writer = await asyncio.open_connection(*self._dial)
-            except OSError:
-                await asyncio.sleep(0.005)
-                continue
-            writer.close()
-            return
-
-    async def stop(self, grace_seconds: float) -> None:
-        """Takes no more connections; what is not answered in time is cut off."""
-        if self._serving is None:
-            return
-        self._server.stop()  # type: ignore[no-untyped-call]
-        if await self._ended(grace_seconds):
-            return
-        log.warning("REST requests were cut off after %d s", grace_seconds)
-        self._app.cut()
-        if not await self._ended(CUT_SECONDS):
-            self._serving.cancel()
-
-    async def _ended(self, seconds: float) -> bool:
-        assert self._serving is not None
-        done, _ = await asyncio.wait([self._serving], timeout=seconds)
-        return bool(done)
-
-
 def shard_settings(config: Config) -> ShardSettings:
     """What the shard needs of the settings."""
     return ShardSettings(
@@ -304,18 +183,22 @@ class Node:
     def __init__(self, config: Config, fault: Callable[[str], None]) -> None:
         self._config = config
         self._fault = fault
-        self._stops: list[Callable[[], None]] = []
+        self._stops: list[Callable[[], object]] = []
         self._streams: dict[str, grpc_server.Listener] = {}
         self._http: HttpListener | None = None
         self._rest: RestApp | None = None
         self._shard: Shard | None = None
         self._metrics: Metrics | None = None
+        self._certificates = Certificates(config.tls)
+        self._tracer: Tracer | None = None
 
     async def start(self) -> str:
         """Opens the store, then the listeners; returns the ready line. On failure nothing is left
         running."""
         config = self._config
         try:
+            self._tracer = _tracer(config)
+            identities = await _identities(self._certificates)
             clock = Clock()
             auth = build_auth(config, clock)
             reserved = self._reserve_all()
@@ -324,32 +207,43 @@ class Node:
             shard = self._open_shard(clock)
             self._metrics = Metrics(shard, limits)
             shard.journal.observe = self._metrics.observe_commit
-            self._rest = RestApp(shard, auth, config, self._metrics, in_flight, limits)
-            self._http = HttpListener(self._rest, config, reserved)
+            self._rest = RestApp(
+                shard, auth, config, self._metrics, in_flight, limits, self._tracer
+            )
+            self._http = HttpListener(self._rest, config, reserved, identities["http"])
             await self._http.start()
+            self._certificates.on_change["http"] = self._http.exchange
             for kind in ("producer", "worker"):
-                await self._open_streams(kind, shard, auth, in_flight, limits)
+                await self._open_streams(kind, shard, auth, in_flight, limits, identities[kind])
         except BaseException:
             await self.stop()
             raise
         watchdog = Watchdog(self._metrics.loop_blocked.observe, lambda: shard.journal.groups)
         watchdog.start()
         self._stops.append(watchdog.stop)
+        if any(identities.values()):
+            self._read_certificates_on(signal.SIGHUP)
         addresses = {kind: self._streams[kind].address for kind in self._streams}
         return (
             f"ready http={self._http.address} producer={addresses.get('producer', 'off')}"
             f" worker={addresses.get('worker', 'off')} pid={os.getpid()}"
         )
 
-    def _reserve_all(self) -> Reserved:
+    def _read_certificates_on(self, number: signal.Signals) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(number, self._certificates.ask)
+        reading = loop.create_task(self._certificates.run())
+        self._stops += [partial(loop.remove_signal_handler, number), reading.cancel]
+
+    def _reserve_all(self) -> socket.socket:
         """The address of REST, after a look at those of the streams: a port in use is to be found
         before the store is touched."""
         for kind in ("producer", "worker"):
             if address := self._stream_address(kind):
                 host, port = parse_address(f"{kind}StreamAddr", address)
-                reserve(host, port, f"{kind} streams").holder.close()
+                reserve(host, port, f"{kind} streams").close()
         reserved = reserve(*self._config.http_address, "REST")
-        self._stops.append(reserved.holder.close)
+        self._stops.append(reserved.close)
         return reserved
 
     def _stream_address(self, kind: str) -> str:
@@ -369,11 +263,14 @@ class Node:
         for stop in reversed(self._stops):
             stop()
         self._stops.clear()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _open_shard(self, clock: Clock) -> Shard:
         runner = LoopRunner(clock)
+        open_shard = Shard.open if self._tracer is None else self._tracer.open_shard
         try:
-            self._shard = Shard.open(shard_settings(self._config), clock, runner, self._fault)
+            self._shard = open_shard(shard_settings(self._config), clock, runner, self._fault)
         except BaseException:
             runner.stop()
             raise
@@ -381,15 +278,25 @@ class Node:
         return self._shard
 
     async def _open_streams(
-        self, kind: str, shard: Shard, auth: Auth, in_flight: InFlight, limits: Limits
+        self,
+        kind: str,
+        shard: Shard,
+        auth: Auth,
+        in_flight: InFlight,
+        limits: Limits,
+        identity: Identity | None,
     ) -> None:
         address = self._stream_address(kind)
         if not address:
             return
         listener = await grpc_server.start(
-            shard, auth, self._config, kind, address, in_flight=in_flight, limits=limits
+            *(shard, auth, self._config, kind, address),
+            in_flight=in_flight,
+            limits=limits,
+            identity=identity,
         )
         self._streams[kind] = listener
+        self._certificates.on_change[kind] = listener.exchange
         if self._metrics is not None:
             self._metrics.streams[kind] = partial(getattr, listener, "streams")
 
@@ -401,6 +308,48 @@ class Node:
             self._fault(f"the store did not finish its last commit within {STORE_STOP_SECONDS} s")
 
 
+def _tracer(config: Config) -> Tracer | None:
+    """What makes spans, if any are wanted. Raises ConfigError when it is not installed."""
+    if not config.tracing_enabled:
+        return None
+    try:
+        from codeq.server import tracing
+    except ImportError:
+        text = "needs OpenTelemetry, which is not installed (pip install 'codeq[otel]')"
+        raise ConfigError("tracingEnabled", text) from None
+    return tracing.from_config(config)
+
+
+def check(config: Config) -> list[str]:
+    """Looks at what a start would look at, and opens nothing; returns what it would warn of.
+    Raises ConfigError for what would stop it."""
+    warnings = _warnings(config)
+    build_auth(config, Clock())
+    if (tracer := _tracer(config)) is not None:
+        tracer.close()
+    asyncio.run(_identities(Certificates(config.tls)))
+    return warnings
+
+
+def _warnings(config: Config) -> list[str]:
+    """What a start warns of. Raises ConfigError for what this release does not have."""
+    stops, warns = unavailable_settings(config)
+    if stops:
+        raise ConfigError(*stops[0].split(": ", 1))
+    if not config.persistence_config.fsync_on_commit:
+        warns.append("fsyncOnCommit is off: a loss of power may take the last moments with it")
+    return [*config.warnings, *warns]
+
+
+async def _identities(certificates: Certificates) -> dict[str, Identity | None]:
+    """The identity of each listener, known to be of use; raises ConfigError."""
+    identities = certificates.read()
+    for name, identity in identities.items():
+        if identity is not None:
+            await TRIALS[name](identity, name)
+    return identities
+
+
 def serve(config: Config) -> int:
     """Runs the server until SIGTERM or SIGINT; returns the exit code of the process.
 
@@ -408,11 +357,8 @@ def serve(config: Config) -> int:
     line on standard error.
     """
     logs.configure(config.log_level, config.log_format)
-    stops, warns = unavailable_settings(config)
-    if stops:
-        return _complain(stops[0], EXIT_BAD_SETTING)
     try:
-        return uvloop.run(_run(config, [*config.warnings, *warns]))
+        return uvloop.run(_run(config, _warnings(config)))
     except ConfigError as error:
         return _complain(str(error), EXIT_BAD_SETTING)
     except CodeqError as error:
@@ -431,8 +377,6 @@ async def _run(config: Config, warnings: list[str]) -> int:
     _calm_garbage_collector()
     for warning in warnings:
         log.warning("%s", warning)
-    if not config.persistence_config.fsync_on_commit:
-        log.warning("fsyncOnCommit is off: a loss of power may take the last moments with it")
     print(ready, flush=True)
     log.info("%s", ready)
     await stopping.wait()

@@ -14,11 +14,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from codeq.config import Config, parse_address
+from codeq.config import Config, ConfigError, parse_address
 from codeq.engine.shard import Shard
+from codeq.server import tls
 from codeq.server.auth import Auth
 from codeq.server.limits import Limits
 from codeq.server.streams import Edge, InFlight, ProducerSession, Session, WorkerSession
+from codeq.server.tls import Identity
 
 log = logging.getLogger("codeq.streams")
 
@@ -32,19 +34,61 @@ PING_TIMEOUT_MS = 10_000
 READERS_SECONDS = 1.0
 
 
+class Credentials:
+    """TLS of one listener. The certificate is asked for at each handshake, by a thread of the
+    library, and so can be exchanged."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._current = self._configuration()
+
+    def for_port(self) -> grpc.ServerCredentials:
+        """What a port is opened with."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._current, lambda: self._current, bool(self._identity.client_ca)
+        )
+
+    def differ(self, identity: Identity) -> bool:
+        """Whether this is not the one in use."""
+        return identity != self._identity
+
+    def exchange(self, identity: Identity) -> None:
+        """Uses this one from the next handshake on."""
+        self._identity = identity
+        self._current = self._configuration()
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        certificate, key, client_ca = self._identity
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca or None)
+
+
 class Listener:
     """A running listener. ``address`` is "host:port" with the real port."""
 
-    def __init__(self, edge: Edge, server: grpc.aio.Server, address: str) -> None:
-        self.address = address
+    def __init__(
+        self, kind: str, edge: Edge, server: grpc.aio.Server, credentials: Credentials | None
+    ) -> None:
+        self.address = ""
         self.readers: set[asyncio.Task[None]] = set()
+        self._kind = kind
         self._edge = edge
         self._server = server
+        self._credentials = credentials
 
     @property
     def streams(self) -> int:
         """Open streams."""
         return len(self._edge.sessions)
+
+    async def exchange(self, identity: Identity) -> bool:
+        """Shows another certificate to new connections; False when it is the one in use. Raises
+        ConfigError, and goes on with the one in use, when it cannot be used."""
+        assert self._credentials is not None
+        if not self._credentials.differ(identity):
+            return False
+        await try_out(identity, self._kind)
+        self._credentials.exchange(identity)
+        return True
 
     async def stop(self, grace_seconds: float) -> None:
         """Ends all streams with UNAVAILABLE, after the acknowledgements they are owed; what is left
@@ -157,22 +201,39 @@ def _options(config: Config) -> list[tuple[str, int]]:
     ]
 
 
-async def _listen(config: Config, kind: str, address: str) -> tuple[grpc.aio.Server, str]:
-    """A bound server that is not yet started, and "host:port" with its real port."""
+def _open_port(
+    server: grpc.aio.Server, kind: str, address: str, credentials: Credentials | None
+) -> str:
+    """Binds a server that is not yet started; returns "host:port" with its real port."""
     host, port = parse_address(f"{kind}StreamAddr", address)
     name = f"[{host}]" if ":" in host else host
     complaint = f"cannot listen on {name}:{port} for {kind} streams"
     if port:
         _probe(host, port, complaint)
-    server = grpc.aio.server(
-        options=_options(config), maximum_concurrent_rpcs=config.limits.connections
-    )
     try:
-        bound = server.add_insecure_port(f"{name}:{port}")
+        if credentials is None:
+            bound = server.add_insecure_port(f"{name}:{port}")
+        else:
+            bound = server.add_secure_port(f"{name}:{port}", credentials.for_port())
     except RuntimeError as fault:
-        await server.stop(None)
         raise OSError(f"{complaint}: {fault}") from None
-    return server, f"{name}:{bound}"
+    return f"{name}:{bound}"
+
+
+async def try_out(identity: Identity, name: str) -> None:
+    """Raises ConfigError when the gRPC library cannot use the certificate: it says so nowhere, but
+    lets every handshake fail."""
+    server = grpc.aio.server()
+    try:
+        port = server.add_secure_port("127.0.0.1:0", Credentials(identity).for_port())
+        await server.start()
+        shown = await tls.shown_by("127.0.0.1", port, ["h2"])
+    except (OSError, RuntimeError, ValueError):
+        shown = b""
+    finally:
+        await server.stop(None)
+    if shown != identity.leaf:
+        raise ConfigError(f"tls.{name}.certFile", "the gRPC library cannot use it")
 
 
 def _probe(host: str, port: int, complaint: str) -> None:
@@ -198,19 +259,23 @@ async def start(
     *,
     in_flight: InFlight | None = None,
     limits: Limits | None = None,
+    identity: Identity | None = None,
 ) -> Listener:
     """Opens a listener for "producer" or "worker" streams on ``address`` (port 0: a free one).
 
     ``in_flight`` bounds the events in hand, ``limits`` how often streams may be opened; listeners
-    that share them share the bounds. Raises OSError with one clear line when the address cannot be
-    used.
+    that share them share the bounds. ``identity`` None is clear text; it must have been tried out.
+    Raises OSError with one clear line when the address cannot be used.
     """
     service, session_class = SERVICES[kind]
-    server, bound = await _listen(config, kind, address)
+    credentials = None if identity is None else Credentials(identity)
+    server = grpc.aio.server(
+        options=_options(config), maximum_concurrent_rpcs=config.limits.connections
+    )
     in_flight = in_flight or InFlight(config.limits.inflight_bytes)
     limits = limits or Limits(config.rate_limit, shard.clock)
     edge = Edge(shard, auth, config, asyncio.get_running_loop().call_later, in_flight, limits)
-    listener = Listener(edge, server, bound)
+    listener = Listener(kind, edge, server, credentials)
 
     async def stream(_: object, context: Any) -> None:
         call = Stream(edge, session_class, context)
@@ -224,5 +289,10 @@ async def start(
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {"Stream": handler}),)
     )
-    await server.start()
+    try:
+        listener.address = _open_port(server, kind, address, credentials)
+        await server.start()
+    except BaseException:
+        await server.stop(None)
+        raise
     return listener

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextvars import ContextVar
 
 from codeq.model import rfc3339
+
+#: The X-Request-Id of the request that the running task answers; empty outside of requests
+REQUEST_ID: ContextVar[bytes] = ContextVar("REQUEST_ID", default=b"")
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -18,7 +22,7 @@ LEVELS = {
 
 
 class TextFormatter(logging.Formatter):
-    """``time level logger: message``"""
+    """``time level logger: message``, then the request's id in brackets"""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -27,9 +31,16 @@ class TextFormatter(logging.Formatter):
         """RFC 3339 in UTC."""
         return rfc3339(int(record.created * 1000))
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line without the trace of a fault."""
+        request_id = REQUEST_ID.get()
+        line = super().formatMessage(record)
+        return f"{line} [request {request_id.decode('ascii')}]" if request_id else line
+
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message and, for faults, the trace."""
+    """One object a line: time, level, logger, message; inside of a request ``requestId``; for
+    faults ``trace``."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -38,6 +49,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if request_id := REQUEST_ID.get():
+            entry["requestId"] = request_id.decode("ascii")
         if record.exc_info:
             entry["trace"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)

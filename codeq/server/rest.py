@@ -7,15 +7,16 @@ and rest_admin.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import auth, rest_admin, rest_leases, rest_tasks
+from codeq.server import auth, logs, rest_admin, rest_leases, rest_tasks
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     KEYS_UNAVAILABLE,
@@ -50,6 +51,9 @@ from codeq.server.request import (
     promise,
 )
 from codeq.server.streams import InFlight
+
+if TYPE_CHECKING:
+    from codeq.server.tracing import Tracer  # it needs what not every installation has
 
 log = logging.getLogger("codeq.rest")
 
@@ -107,6 +111,11 @@ VARIABLE: dict[tuple[str, bytes], Route] = {
     ("POST", b"admin/queues/{}/resume"): Route(Auth.admin, rest_admin.resume),
     ("POST", b"admin/queues/{}/purge"): Route(Auth.admin, rest_admin.purge_waiting),
 }
+#: What spans call a route
+NAMES: dict[Route, str] = {
+    **{route: path.decode() for (_, path), route in STATIC.items()},
+    **{route: f"{PREFIX.decode()}/{path.decode()}" for (_, path), route in VARIABLE.items()},
+}
 _HEALTHY = Reply(200, b'{"status":"ok"}')
 
 
@@ -121,15 +130,23 @@ class RestApp:
         metrics: Metrics,
         in_flight: InFlight,
         limits: Limits,
+        tracer: Tracer | None = None,
     ) -> None:
         self.edge = Edge(shard, known, config, in_flight, limits)
+        self.leaving = False
         self._metrics = metrics
+        self._tracer = tracer
         self._open = {b"/healthz": self._healthz, b"/readyz": self._readyz}
         self._open[b"/metrics"] = self._scrape
 
     def stop(self) -> None:
         """Ends the waits; readyz and what needs the shard answer 503 from now on."""
         self.edge.stop()
+
+    def twin(self) -> RestApp:
+        """The same application for one more server. What the clients of a server are answered
+        while its application is ``leaving`` asks them to connect again."""
+        return copy.copy(self)
 
     def cut(self) -> None:
         """Ends the requests whose body has not come yet, or whose answer is not taken."""
@@ -139,13 +156,25 @@ class RestApp:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
+        logs.REQUEST_ID.set(request.request_id)
         try:
-            reply = await self._answer(scope["method"], scope["raw_path"], request)
+            answer = self._answer if self._tracer is None else self._traced
+            reply = await answer(scope["method"], scope["raw_path"], request)
             if request.unread and CLOSE not in reply.headers:
                 await request.drain(self.edge)
-            await _write(self.edge, reply, request, send)
+            await _write(self.edge, reply, request, send, leaving=self.leaving)
         finally:
             request.end(self.edge)
+
+    async def _traced(self, method: str, path: bytes, request: Request) -> Reply:
+        """As ``_answer``, with a span when there is such a route."""
+        route = self._route(method, path, request)
+        if route is None or self._tracer is None:
+            return await self._answer(method, path, request)
+        with self._tracer.request(method, NAMES[route], request.headers) as answered:
+            reply = await self._answer(method, path, request)
+            answered(reply.status)
+            return reply
 
     async def _answer(self, method: str, path: bytes, request: Request) -> Reply:
         """Every outcome of a request as a reply."""
@@ -247,20 +276,21 @@ def bearer_of(request: Request, route: Route) -> str:
         raise
 
 
-async def _write(edge: Edge, reply: Reply, request: Request, send: Send) -> None:
+async def _write(edge: Edge, reply: Reply, request: Request, send: Send, *, leaving: bool) -> None:
     """Hands the reply to the transport and settles it."""
     settle = reply.settle
     if settle is not None and request.gone:
         settle(False)
         return
     told = False
+    more = (CLOSE,) if leaving else ()
     try:
         if len(reply.body) <= PART_BYTES:
-            await send(_start(reply, request))
+            await send(_start(reply, request, *more))
             await send({"type": "http.response.body", "body": reply.body})
             told = not request.gone
         else:
-            told = await _write_parts(edge, reply, request, send)
+            told = await _write_parts(edge, reply, request, send, *more)
     finally:
         if settle is not None:
             settle(told)
@@ -271,7 +301,9 @@ def _start(reply: Reply, request: Request, *more: Header) -> Message:
     return {"type": "http.response.start", "status": reply.status, "headers": headers}
 
 
-async def _write_parts(edge: Edge, reply: Reply, request: Request, send: Send) -> bool:
+async def _write_parts(
+    edge: Edge, reply: Reply, request: Request, send: Send, *more: Header
+) -> bool:
     """Hands a long reply over as fast as the client takes it; until then it counts as in hand.
 
     Whether the transport took it whole: False when the client went away or stalls.
@@ -280,13 +312,13 @@ async def _write_parts(edge: Edge, reply: Reply, request: Request, send: Send) -
     request.watch()
     edge.in_flight.take(request.tenant, size)
     try:
-        await send(_start(reply, request, (b"content-length", b"%d" % size)))
+        await send(_start(reply, request, (b"content-length", b"%d" % size), *more))
         for begin in range(0, size, PART_BYTES):
             if request.gone:
                 return False
             part = body[begin : begin + PART_BYTES]
-            more = begin + PART_BYTES < size
-            message = {"type": "http.response.body", "body": part, "more_body": more}
+            last = begin + PART_BYTES >= size
+            message = {"type": "http.response.body", "body": part, "more_body": not last}
             if not await _taken(edge, send(message)):
                 return False
         return True

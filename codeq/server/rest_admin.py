@@ -182,7 +182,7 @@ async def resume(edge: Edge, request: Request, principal: Principal) -> Reply:
 async def _queue_of_change(edge: Edge, request: Request, principal: Principal) -> str:
     """The command of a change that reads nothing of its body."""
     command = _command(request.text())
-    await request.body(edge, principal)
+    await request.body(edge)
     edge.require_ready()
     return command
 
@@ -190,7 +190,7 @@ async def _queue_of_change(edge: Edge, request: Request, principal: Principal) -
 async def purge_waiting(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /admin/queues/{command}/purge: ends the waiting tasks that are there now."""
     command = _command(request.text())
-    state = decode(_purge, await request.body(edge, principal) or b"{}").state
+    state = decode(_purge, await request.body(edge) or b"{}").state
     if state not in ("ready", "delayed", "all"):
         raise _bad("state")
     edge.require_ready()
@@ -230,7 +230,7 @@ async def _dead_letters(
     edge: Edge, request: Request, principal: Principal, change: Counting
 ) -> int:
     command = _command(request.text())
-    body = decode(_dead, await request.body(edge, principal) or b"{}")
+    body = decode(_dead, await request.body(edge) or b"{}")
     limit = DEAD_LIMIT_DEFAULT if body.limit is None else body.limit
     if body.ids is not None and len(body.ids) > DEAD_IDS_MAX:
         message = f"batch size exceeds maximum of {DEAD_IDS_MAX}"
@@ -284,7 +284,7 @@ async def _page(
 
 async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /admin/tasks/cleanup"""
-    body = decode(_cleanup, await request.body(edge, principal) or b"{}")
+    body = decode(_cleanup, await request.body(edge) or b"{}")
     before_ms = edge.clock.now_ms() if body.before is None else parse_rfc3339(body.before)
     if before_ms is None or not TIME_MIN_MS <= before_ms <= TIME_MAX_MS:
         raise Refused(error_reply("validation-error", "invalid 'before' (use RFC3339)"))

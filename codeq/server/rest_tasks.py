@@ -268,7 +268,7 @@ def wait_seconds(text: str) -> int:
 
 async def cancel(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/{id}/cancel"""
-    await request.body(edge, principal)
+    await request.body(edge)
     edge.require_ready()
     answer: asyncio.Future[tuple[int, TaskView | None]] = edge.loop.create_future()
     edge.shard.cancel(
