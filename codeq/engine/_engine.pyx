@@ -161,7 +161,7 @@ cdef class TaskView:
             if memcmp(record.id, id_of(self.id_bytes), CQ_ID_BYTES) != 0:
                 raise KeyError(self.id)
             self.read_body(record.stored, record.flags)
-            if self.tenant != tenant:
+            if tenant and self.tenant != tenant:
                 raise KeyError(self.id)
             self.body_chunk = None
         if self.record_chunk is not None:
@@ -709,19 +709,20 @@ cdef class Engine:
 
     # --- removal
 
-    def trim(self, int64_t now_ms):
+    def expired(self, int64_t now_ms):
+        return cq_log_expired(self.core, now_ms)
+
+    def trim(self, int64_t now_ms, uint64_t keep=<uint64_t>-1):
         cdef uint64_t start, end
         self.enter()
-        if not cq_log_trim(self.core, now_ms, &start, &end):
-            return None
-        return (start, end)
+        if cq_log_trim(self.core, now_ms, keep, &start, &end):
+            return (start, end)
 
     def straggler_chunks(self):
         cdef uint64_t start, end
         self.enter()
-        if not cq_log_straggler(self.core, &start, &end):
-            return None
-        return (start, end)
+        if cq_log_straggler(self.core, &start, &end):
+            return (start, end)
 
     def carry(self, uint64_t seq, bytes chunk not None, int64_t now_ms):
         cdef uint32_t count
@@ -796,5 +797,4 @@ cdef int add_queue(list found, const cq_queue *queue) except -1:
 
 
 cdef tuple histogram(const cq_label *label, int which):
-    cdef int i
     return tuple([label.latency[which][i] for i in range(CQ_LATENCY_BUCKETS)])

@@ -131,10 +131,13 @@ class Claims:
         self._fresh.pop(waiter, None)
         self._unpark(waiter)
 
-    def serve(self, now_ms: int, served: Callable[[Waiter, Claim | None], None]) -> None:
+    def serve(
+        self, now_ms: int, served: Callable[[Waiter, Claim | None], None]
+    ) -> list[tuple[bytes, bytes]]:
         """Serves parked claims whose queues got tasks, then the fresh ones; parks what may wait.
 
-        ``served(waiter, None)`` is said of a claim that found nothing and does not wait.
+        ``served(waiter, None)`` is said of a claim that found nothing and does not wait. Returns
+        (tenant, command) of the queues that got tasks since the last call.
         """
         touched = self._engine.touched()
         if self.parked and touched:
@@ -146,6 +149,7 @@ class Claims:
                 self._park(waiter)
             else:
                 served(waiter, claim)
+        return touched
 
     def _serve_parked(
         self,

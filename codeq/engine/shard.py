@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,19 +20,20 @@ from codeq.engine._engine import Claim, Engine, TaskView
 from codeq.engine._wire import Creates, Finishes, parse_id
 from codeq.engine.claims import ClaimRequest, Claims, Delivery, Waiter
 from codeq.engine.clock import Clock
+from codeq.engine.deliveries import Deliveries
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.reader import LOOKS_MAX, Reader
 from codeq.engine.recovery import recover
 from codeq.engine.retention import Retention
 from codeq.engine.store import Store
+from codeq.engine.subscriptions import Subscriptions
 from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.shard")
 
 TICK_TASKS_MAX = 10_000
 MAINTENANCE_MS = 1_000
-WEBHOOK_BYTES_MAX = 2048
 
 Number = int
 __all__ = ["ClaimRequest", "Delivery", "ResultWait", "Shard", "ShardSettings", "TaskView", "Waiter"]
@@ -67,6 +67,7 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     command_labels_max: int = 1_000
     straggler_slack_bytes: int = 256 << 20  # dead bytes of the log for which nothing is carried
     webhooks_private: bool = False
+    subscription_cleanup_seconds: int = 60
 
 
 class ResultWait:
@@ -135,7 +136,13 @@ class Shard:
             sync=settings.fsync_on_commit,
         )
         self._reader = Reader(engine, store, runner, self.journal)
-        self._retention = Retention(engine, store, runner, self.journal, self._keys)
+        self.deliveries = Deliveries(engine, store, runner, self.journal)
+        self.subscriptions = Subscriptions(
+            engine, store, runner, self.journal, clock, settings.subscription_cleanup_seconds * 1000
+        )
+        self._retention = Retention(
+            engine, store, runner, self.journal, self._keys, self.deliveries
+        )
         self._maintain()
         self.journal.kick()
 
@@ -177,6 +184,7 @@ class Shard:
         self.ready = False
         self.journal.stop()
         self._stop_maintenance()
+        self.subscriptions.stop()
         if self._due is not None:
             self._due[1]()
         self._store.sync(self._store.sequence())
@@ -212,7 +220,7 @@ class Shard:
         """
         creates.check(self.settings.payload_bytes_max)
         for index, url in creates.webhooks():
-            if not _webhook_valid(url, private=self.settings.webhooks_private):
+            if not self.target_valid(url):
                 creates.refuse(index, errors.WEBHOOK_INVALID.number or 0)
         self._create_part(creates, tenant, 0, partial(self._created, creates, tenant, done, views))
 
@@ -256,6 +264,11 @@ class Shard:
             self._reader.views(ids, tenant.encode(), self.clock.now_ms(), done)
         else:
             self.journal.after(lambda: done(None))
+
+    def target_valid(self, url: str) -> bool:
+        """Whether the URL may be a webhook or callback, as far as it can be told without asking for
+        its address."""
+        return targets.is_valid(url, private=self.settings.webhooks_private)
 
     @property
     def refuses_creates(self) -> str | None:
@@ -518,7 +531,9 @@ class Shard:
     def _close_group(self) -> None:
         now_ms = self.clock.now_ms()
         self.engine.tick(now_ms, TICK_TASKS_MAX)  # what is due is there for the claims
-        self._claims.serve(now_ms, self._served)
+        touched = self._claims.serve(now_ms, self._served)
+        if touched and self.subscriptions.wanted:
+            self.subscriptions.touched(touched)
         for task_id in self.engine.ended():
             for wait in list(self._waits.get(task_id, ())):
                 wait.finish()
@@ -528,6 +543,7 @@ class Shard:
         self._keys.written()
         puts = self.engine.take()
         self._retention.written(puts)
+        self.deliveries.written(puts)
         return puts
 
     def _arm(self) -> None:
@@ -584,17 +600,3 @@ def _repeats(
         and (result or b"null") == (view.result or b"null")
         and (status == "COMPLETED" or error == view.error)
     )
-
-
-def _webhook_valid(url: str, *, private: bool) -> bool:
-    """Whether the URL is http(s) with a host that is no literal address of a private network."""
-    if len(url.encode()) > WEBHOOK_BYTES_MAX or any(c <= " " or c == "\x7f" for c in url):
-        return False
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if parts.scheme not in ("http", "https") or not host:
-        return False
-    return private or not targets.is_private_literal(host)
