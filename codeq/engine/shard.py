@@ -194,6 +194,10 @@ class Shard:
         """Calls ``done`` when everything decided so far is on disk."""
         self.journal.after(done)
 
+    def at(self, when_ms: int, call: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``call`` at that time of the clock, never before; returns what cancels it."""
+        return self._runner.at(when_ms, call)
+
     @property
     def waiting_claims(self) -> int:
         """Claims that are parked until a task comes."""

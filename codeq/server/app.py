@@ -30,12 +30,15 @@ from codeq.engine.shard import Shard, ShardSettings
 from codeq.errors import CodeqError
 from codeq.server import grpc_server, logs
 from codeq.server.auth import Auth
+from codeq.server.callbacks import Callbacks
 from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.providers import build_auth
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
+from codeq.server.subscriptions import Notifier
 from codeq.server.watchdog import Watchdog
+from codeq.server.webhooks import Webhooks
 
 log = logging.getLogger("codeq.app")
 
@@ -272,6 +275,7 @@ def shard_settings(config: Config) -> ShardSettings:
         commit_results_max=config.limits.result_batch,
         command_labels_max=config.metrics.command_labels_max,
         webhooks_private=config.webhooks.allow_private_networks,
+        subscription_cleanup_seconds=config.subscription_cleanup_interval_seconds,
     )
 
 
@@ -287,6 +291,8 @@ class Node:
         self._rest: RestApp | None = None
         self._shard: Shard | None = None
         self._metrics: Metrics | None = None
+        self._callbacks: Callbacks | None = None
+        self._webhooks: Webhooks | None = None
 
     async def start(self) -> str:
         """Opens the store, then the listeners; returns the ready line. On failure nothing is left
@@ -306,6 +312,7 @@ class Node:
             await self._http.start()
             for kind in ("producer", "worker"):
                 await self._open_streams(kind, shard, auth, in_flight, limits)
+            self._start_callbacks(shard, self._metrics, limits)
         except BaseException:
             await self.stop()
             raise
@@ -341,6 +348,7 @@ class Node:
         if self._http is not None:
             endings.append(self._http.stop(REST_STOP_SECONDS))
         await asyncio.gather(*endings)
+        await self._stop_callbacks()
         if self._shard is not None and self._shard.ready:
             await self._drain(self._shard)
         for stop in reversed(self._stops):
@@ -369,6 +377,19 @@ class Node:
         self._streams[kind] = listener
         if self._metrics is not None:
             self._metrics.streams[kind] = partial(getattr, listener, "streams")
+
+    def _start_callbacks(self, shard: Shard, metrics: Metrics) -> None:
+        callbacks = self._callbacks = Callbacks(shard, self._config, count=metrics.count_callback)
+        self._stops.append(Notifier(shard, callbacks).stop)
+        self._webhooks = Webhooks(shard, callbacks, self._config)
+        self._webhooks.start()
+
+    async def _stop_callbacks(self) -> None:
+        """What is on its way is cut off; its entry stays for the next start."""
+        if self._webhooks is not None:
+            await self._webhooks.stop()
+        if self._callbacks is not None:
+            await self._callbacks.stop()
 
     async def _drain(self, shard: Shard) -> None:
         drained = asyncio.get_running_loop().create_future()
@@ -410,6 +431,8 @@ async def _run(config: Config, warnings: list[str]) -> int:
         log.warning("%s", warning)
     if not config.persistence_config.fsync_on_commit:
         log.warning("fsyncOnCommit is off: a loss of power may take the last moments with it")
+    if not config.webhook_hmac_secret.strip():
+        log.warning("webhookHmacSecret is empty: webhooks are sent without a signature")
     print(ready, flush=True)
     log.info("%s", ready)
     await stopping.wait()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import auth, rest_leases, rest_tasks
+from codeq.server import auth, rest_leases, rest_subscriptions, rest_tasks
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     KEYS_UNAVAILABLE,
@@ -81,6 +81,9 @@ STATIC: dict[tuple[str, bytes], Route] = {
     ("POST", PREFIX + b"/tasks/batch/results"): Route(
         _worker(auth.SCOPE_RESULT), rest_leases.result_batch
     ),
+    ("POST", PREFIX + b"/workers/subscriptions"): Route(
+        _worker(auth.SCOPE_SUBSCRIBE), rest_subscriptions.subscribe
+    ),
     ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
 }
 #: Routes with variable parts, written {}, by method and path behind the prefix
@@ -92,6 +95,9 @@ VARIABLE: dict[tuple[str, bytes], Route] = {
     ("POST", b"tasks/{}/abandon"): Route(_worker(auth.SCOPE_ABANDON), rest_leases.abandon),
     ("POST", b"tasks/{}/nack"): Route(_worker(auth.SCOPE_NACK), rest_leases.nack),
     ("POST", b"tasks/{}/result"): Route(_worker(auth.SCOPE_RESULT), rest_leases.result),
+    ("POST", b"workers/subscriptions/{}/heartbeat"): Route(
+        _worker(auth.SCOPE_SUBSCRIBE), rest_subscriptions.heartbeat
+    ),
     ("GET", b"admin/queues/{}"): Route(Auth.admin, rest_tasks.queue_stats),
 }
 _HEALTHY = Reply(200, b'{"status":"ok"}')
