@@ -147,6 +147,7 @@ class Sender:
         *,
         lookup: Lookup | None = None,
         throttle: Throttle = unlimited,
+        tokens: Tokens | None = None,
         **window: int,
     ) -> None:
         self.clock = clock
@@ -154,9 +155,9 @@ class Sender:
         self.faults: list[str] = []
         self.shard = Shard.open(shard_settings(config), clock, self.runner, self.faults.append)
         self.metrics = Metrics(self.shard)
-        tokens = Tokens()
+        known = tokens or Tokens()
         in_flight = InFlight(config.limits.inflight_bytes)
-        self.app = RestApp(self.shard, Auth(tokens, tokens), config, self.metrics, in_flight)
+        self.app = RestApp(self.shard, Auth(known, known), config, self.metrics, in_flight)
         self.callbacks = Callbacks(
             self.shard,
             config,
@@ -194,11 +195,11 @@ class Sender:
         assert not any(creates.codes), creates.codes
         return [creates.task_id(index) for index in range(len(creates))]
 
-    async def claim(self, count: int = 1, command: str = "job") -> list[Any]:
+    async def claim(self, count: int = 1, command: str = "job", tenant: str = "t") -> list[Any]:
         delivery: Delivery | None = await self.call(
             lambda done: self.shard.claim(
                 ClaimRequest(
-                    "t", (command.encode(),), True, "w", "s", count, 60_000, 1 << 30, False, done
+                    tenant, (command.encode(),), True, "w", "s", count, 60_000, 1 << 30, False, done
                 )
             )
         )
@@ -258,11 +259,19 @@ async def sender(
     *,
     lookup: Lookup | None = None,
     throttle: Throttle = unlimited,
+    tokens: Tokens | None = None,
     window: dict[str, int] | None = None,
     **flags: Any,
 ) -> AsyncIterator[Sender]:
     config = settings(folder, **flags)
-    made = Sender(config, clock or FakeClock(), lookup=lookup, throttle=throttle, **(window or {}))
+    made = Sender(
+        config,
+        clock or FakeClock(),
+        lookup=lookup,
+        throttle=throttle,
+        tokens=tokens,
+        **(window or {}),
+    )
     yield made
     await made.close()
 

@@ -6,7 +6,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import json
 import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,8 @@ import pytest
 from codeq.engine.clock import FakeClock
 from codeq.server.callbacks import TASK_RESULT, trace_headers
 
-from .receiver import Sender, names, receiver, sender
+from .conftest import Server, claim, create
+from .receiver import SECONDS, Sender, names, receiver, sender
 
 SECRET = "between us"
 COMPLETED = {"result": b'{"n": 9007199254740993}', "artifacts": b'[{"name":"a","url":"u"}]'}
@@ -267,3 +273,57 @@ def test_a_throttled_result_waits_and_is_not_a_try(tmp_path: Path) -> None:
             assert node.metric("codeq_webhook_deliveries_total", outcome="failure") == 0
 
     asyncio.run(run())
+
+
+class Hook(BaseHTTPRequestHandler):
+    """For servers in a process of their own: notes each body in ``server.got``."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.got.put(body["taskId"])  # type: ignore[attr-defined]
+        if self.server.hangs.is_set():  # type: ignore[attr-defined]
+            self.connection.recv(1)  # until the server is gone
+            return
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hook() -> Iterator[ThreadingHTTPServer]:
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    made.got = queue.Queue()  # type: ignore[attr-defined]
+    made.hangs = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def test_T18_kill_while_webhooks_are_pending(
+    start_server: Callable[..., Server], hook: Any
+) -> None:
+    """Killed -9 with deliveries under way and in line: each is made after the restart."""
+    settings = {"WEBHOOKS_ALLOW_PRIVATE_NETWORKS": "true", "WEBHOOKS_PER_HOST": "3"}
+    server = start_server(**settings)
+    hook.hangs.set()
+    producer, worker = server.client("dev-producer"), server.client("dev-worker")
+    url = f"http://127.0.0.1:{hook.server_address[1]}/"
+    ids = [create(producer, "job", webhook=url)["id"] for _ in range(8)]
+    for _ in ids:
+        task_id = claim(worker, "job")["id"]
+        assert worker.post(f"/tasks/{task_id}/result", json={"status": "COMPLETED"}).is_success
+    under_way = {hook.got.get(timeout=SECONDS) for _ in range(3)}
+    server.kill()
+    hook.hangs.clear()
+    server.start()
+    told = [hook.got.get(timeout=SECONDS) for _ in ids]
+    assert sorted(told) == sorted(ids) and under_way < set(told)
+    server.terminate()
+    assert hook.got.empty()
+    assert "webhookHmacSecret is empty" in server.stderr_path.read_text()

@@ -8,6 +8,7 @@ not followed. One slow host takes up at most its own places.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import logging
@@ -119,7 +120,7 @@ class Guard(AbstractResolver):
     def check(self, address: str) -> None:
         """Raises Forbidden unless the address may be reached."""
         if not self._private and not targets.is_public(address):
-            raise Forbidden(f"{address} is not a public address")
+            raise Forbidden(errno.EACCES, f"{address} is not a public address")
 
 
 def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
