@@ -17,6 +17,13 @@ from codeq.errors import StoreError
 from .node import Node
 
 URL = "https://example.com/hook"
+#: Ended tasks go at once, so that the log that holds them is cut
+FORGETFUL = {
+    "retention_seconds": 0,
+    "idempotency_window_seconds": 1,
+    "fsync_on_commit": False,
+    "lease_grace_seconds": 0,
+}
 
 
 @pytest.fixture
@@ -65,8 +72,8 @@ def ended(node: Node, count: int = 1, **fields: Any) -> list[str]:
     return ids
 
 
-def grow_log(node: Node, groups: int = 600) -> None:
-    """More than a segment of log, and all of it over."""
+def grow_log(node: Node, groups: int = 300) -> None:
+    """More than a segment of log and a bucket of tasks, and all of it over."""
     for _ in range(groups):
         node.create()
         node.finish(node.claim()[0].id)
@@ -151,7 +158,7 @@ def test_T18_entries_survive_a_restart_and_go_for_good(node: Node) -> None:
 
 def test_T18_an_end_stays_readable_beyond_its_keeping_time(tmp_path: Path) -> None:
     """The log that holds it is cut, the delivery is not lost, and nobody else's log is kept."""
-    node = Node(tmp_path / "data", retention_seconds=0, idempotency_window_seconds=1)
+    node = Node(tmp_path / "data", **FORGETFUL)
     ids = ended(node, 5)
     grow_log(node)
     assert node.get(ids[0]) is None, "its keeping time is over"
@@ -171,10 +178,10 @@ def test_T18_an_end_stays_readable_beyond_its_keeping_time(tmp_path: Path) -> No
 
 
 def test_T18_many_ends_are_copied_out_a_part_at_a_time(tmp_path: Path) -> None:
-    node = Node(tmp_path / "data", retention_seconds=0, idempotency_window_seconds=1)
+    node = Node(tmp_path / "data", **FORGETFUL)
     for _ in range(3):
         ended(node, 200)
-        grow_log(node, 550)
+        grow_log(node)
     newest = ended(node, 10)
     node.advance(5_000)
     assert node.shard.engine.tail >= 2 * 512
@@ -187,7 +194,7 @@ def test_T18_many_ends_are_copied_out_a_part_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_log_is_held_until_the_copy_is_committed(tmp_path: Path) -> None:
-    node = Node(tmp_path / "data", retention_seconds=0, idempotency_window_seconds=1)
+    node = Node(tmp_path / "data", **FORGETFUL)
     ended(node)
     grow_log(node)
     assert node.shard.deliveries.hold(512) == 0, "not cut before it is copied out"
@@ -198,7 +205,7 @@ def test_the_log_is_held_until_the_copy_is_committed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("removed_first", [True, False])
 def test_a_removal_that_meets_a_copy_is_not_undone(tmp_path: Path, removed_first: bool) -> None:
-    node = Node(tmp_path / "data", retention_seconds=0, idempotency_window_seconds=1)
+    node = Node(tmp_path / "data", **FORGETFUL)
     ended(node, 2)
     grow_log(node)
     first, second = owed(node)
@@ -214,7 +221,7 @@ def test_a_removal_that_meets_a_copy_is_not_undone(tmp_path: Path, removed_first
 
 
 def test_an_entry_copied_while_it_is_tried_can_be_tried_again(tmp_path: Path) -> None:
-    node = Node(tmp_path / "data", retention_seconds=0, idempotency_window_seconds=1)
+    node = Node(tmp_path / "data", **FORGETFUL)
     (task_id,) = ended(node)
     grow_log(node)
     (entry,) = owed(node)
