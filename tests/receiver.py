@@ -109,9 +109,11 @@ async def receiver() -> AsyncIterator[Receiver]:
     made = Receiver()
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
-    yield made
-    server.close()
-    await made.close()
+    try:
+        yield made
+    finally:
+        server.close()
+        await made.close()
 
 
 class SteppedRunner(LoopRunner):
@@ -226,12 +228,11 @@ class Sender:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Until something holds that only the loop and the helper threads can bring about."""
-
-        async def look() -> None:
-            while not holds():
-                await self.drained()
-
-        await asyncio.wait_for(look(), SECONDS)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SECONDS
+        while not holds():
+            assert loop.time() < end, "it did not come about"
+            await self.drained()
 
     def metric(self, name: str, **labels: str) -> float:
         """A value of the scrape; 0 when it is not there."""
@@ -272,8 +273,10 @@ async def sender(
         tokens=tokens,
         **(window or {}),
     )
-    yield made
-    await made.close()
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 def names(**addresses: list[str]) -> Lookup:

@@ -24,7 +24,10 @@ from .conftest import Server, claim, create
 from .receiver import SECONDS, Sender, names, receiver, sender
 
 SECRET = "between us"
-COMPLETED = {"result": b'{"n": 9007199254740993}', "artifacts": b'[{"name":"a","url":"u"}]'}
+COMPLETED = {
+    "result": b'{"n": 9007199254740993}',
+    "artifacts": b'[{"name":"a","url":"u"},{"name":"b c","contentBase64":"aGk="}]',
+}
 
 
 async def delivered(node: Sender) -> None:
@@ -46,7 +49,10 @@ def test_body_and_headers(tmp_path: Path) -> None:
                 "status": "COMPLETED",
                 "result": {"n": 9007199254740993},
                 "error": "",
-                "artifacts": [{"name": "a", "url": "u"}],
+                "artifacts": [
+                    {"name": "a", "url": "u"},
+                    {"name": "b c", "url": f"/v1/codeq/tasks/{task_id}/artifacts/b%20c"},
+                ],
                 "completedAt": "2023-11-14T22:13:20.000Z",
             }
             assert got.headers["content-type"] == "application/json"

@@ -17,12 +17,13 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from codeq.config import Config
 from codeq.engine.deliveries import PREFIX, Outcome, Owed, Page
 from codeq.engine.shard import Shard
 from codeq.model import rfc3339
+from codeq.server import artifacts
 from codeq.server.callbacks import TASK_RESULT, Callbacks, host_of
 from codeq.server.request import promise
 
@@ -290,7 +291,8 @@ class Webhooks:
 
 
 def body_of(outcome: Outcome) -> bytes:
-    """The JSON that the webhook receives."""
+    """The JSON that the webhook receives; of an artifact with content it has the path."""
+    shown = artifacts.shown(outcome.task_id, outcome.artifacts)
     return _encode(
         ResultBody(
             outcome.task_id,
@@ -298,7 +300,7 @@ def body_of(outcome: Outcome) -> bytes:
             "COMPLETED" if outcome.completed else "FAILED",
             _NULL if outcome.result is None else Raw(outcome.result),
             "" if outcome.completed else outcome.error,
-            Raw(outcome.artifacts) if outcome.artifacts else _NULL,
+            _NULL if shown is UNSET else shown,
             rfc3339(outcome.ended_ms),
         )
     )
