@@ -99,15 +99,15 @@ MUTANTS = (
     Mutant(
         "chunk-removed-too-early",
         "csrc/log.c",
-        "&& log->segments[gone].expires_ms <= now_ms)",
-        "&& log->segments[gone].expires_ms != now_ms)",
+        "log->segments[segment - log->first_segment].expires_ms <= now_ms)",
+        "log->segments[segment - log->first_segment].expires_ms != now_ms)",
         "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
     ),
     Mutant(
         "chunk-removed-one-ms-early",
         "csrc/log.c",
-        "&& log->segments[gone].expires_ms <= now_ms)",
-        "&& log->segments[gone].expires_ms <= now_ms + 1)",
+        "log->segments[segment - log->first_segment].expires_ms <= now_ms)",
+        "log->segments[segment - log->first_segment].expires_ms <= now_ms + 1)",
         "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
     ),
     Mutant(
