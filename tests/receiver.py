@@ -16,7 +16,8 @@ from codeq.engine.clock import FakeClock
 from codeq.engine.shard import ClaimRequest, Delivery, Shard
 from codeq.server.app import LoopRunner, shard_settings
 from codeq.server.auth import Auth
-from codeq.server.callbacks import Callbacks, Lookup, Throttle, unlimited
+from codeq.server.callbacks import Callbacks, Lookup
+from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
@@ -148,7 +149,6 @@ class Sender:
         clock: FakeClock,
         *,
         lookup: Lookup | None = None,
-        throttle: Throttle = unlimited,
         tokens: Tokens | None = None,
         **window: int,
     ) -> None:
@@ -156,15 +156,16 @@ class Sender:
         self.runner = SteppedRunner(clock)
         self.faults: list[str] = []
         self.shard = Shard.open(shard_settings(config), clock, self.runner, self.faults.append)
-        self.metrics = Metrics(self.shard)
+        limits = Limits(config.rate_limit, clock)
+        self.metrics = Metrics(self.shard, limits)
         known = tokens or Tokens()
         in_flight = InFlight(config.limits.inflight_bytes)
-        self.app = RestApp(self.shard, Auth(known, known), config, self.metrics, in_flight)
+        self.app = RestApp(self.shard, Auth(known, known), config, self.metrics, in_flight, limits)
         self.callbacks = Callbacks(
             self.shard,
             config,
             count=self.metrics.count_callback,
-            throttle=throttle,
+            limits=limits,
             lookup=lookup,
         )
         self.notifier = Notifier(self.shard, self.callbacks)
@@ -259,7 +260,6 @@ async def sender(
     clock: FakeClock | None = None,
     *,
     lookup: Lookup | None = None,
-    throttle: Throttle = unlimited,
     tokens: Tokens | None = None,
     window: dict[str, int] | None = None,
     **flags: Any,
@@ -269,7 +269,6 @@ async def sender(
         config,
         clock or FakeClock(),
         lookup=lookup,
-        throttle=throttle,
         tokens=tokens,
         **(window or {}),
     )

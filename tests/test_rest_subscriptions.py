@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from codeq.server.auth import WORKER_SCOPES, Principal
-from codeq.server.callbacks import QUEUE_READY
 
 from .conftest import PREFIX, Tokens, refusal
 from .receiver import Sender, names, receiver, sender
@@ -225,27 +224,26 @@ def test_T52_a_slow_subscriber_delays_no_other(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_throttled_notification_is_left_out(tmp_path: Path) -> None:
-    asked: list[tuple[str, str, str]] = []
-
-    def throttle(kind: str, tenant: str, url: str) -> int:
-        asked.append((kind, tenant, url))
-        return 700 if len(asked) == 1 else 0
-
+def test_a_limited_notification_is_left_out(tmp_path: Path) -> None:
     async def run() -> None:
-        async with (
-            receiver() as hook,
-            sender(tmp_path, throttle=throttle) as node,
-            client(node) as worker,
-        ):
-            await subscribe(worker, callbackUrl=hook.url())
+        flags = {
+            "rateLimit__webhook__requestsPerMinute": 1,
+            "rateLimit__webhook__burstSize": 1,
+        }
+        async with receiver() as hook, sender(tmp_path, **flags) as node, client(node) as worker:
+            await subscribe(worker, callbackUrl=hook.url(), minIntervalSeconds=1)
+            await create(worker, "job")
+            await hook.next()
+            await node.until(lambda: bool(hook_idle(node)[0]))
+            node.runner.advance(1_000)
             await create(worker, "job")
             await node.drained()
-            assert asked == [(QUEUE_READY, "shop", hook.url())]
-            node.runner.advance(60_000)
-            await create(worker, "job")
-            assert (await hook.next()).json["queueDepth"] == 2
+            assert node.metric("codeq_rate_limit_hits_total", operation="queue_ready") == 1
+            node.runner.advance(59_000)
+            await node.drained()
             assert len(hook.all) == 1
+            await create(worker, "job")
+            assert (await hook.next()).json["queueDepth"] == 3
 
     asyncio.run(run())
 

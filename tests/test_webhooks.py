@@ -18,12 +18,16 @@ from typing import Any
 import pytest
 
 from codeq.engine.clock import FakeClock
-from codeq.server.callbacks import TASK_RESULT, trace_headers
+from codeq.server.callbacks import trace_headers
 
 from .conftest import Server, claim, create
 from .receiver import SECONDS, Sender, names, receiver, sender
 
 SECRET = "between us"
+ONE_A_SECOND = {
+    "rateLimit__webhook__requestsPerMinute": 60,
+    "rateLimit__webhook__burstSize": 1,
+}
 COMPLETED = {
     "result": b'{"n": 9007199254740993}',
     "artifacts": b'[{"name":"a","url":"u"},{"name":"b c","contentBase64":"aGk="}]',
@@ -260,23 +264,20 @@ def test_places_are_bounded_in_all(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_throttled_result_waits_and_is_not_a_try(tmp_path: Path) -> None:
-    asked: list[tuple[str, str, str]] = []
-
-    def throttle(kind: str, tenant: str, url: str) -> int:
-        asked.append((kind, tenant, url))
-        return 700 if len(asked) == 1 else 0
-
+def test_a_limited_result_waits_and_that_is_no_try(tmp_path: Path) -> None:
     async def run() -> None:
-        async with receiver() as hook, sender(tmp_path, throttle=throttle) as node:
-            await node.end(hook.url())
+        async with receiver() as hook, sender(tmp_path, **ONE_A_SECOND) as node:
+            await node.end(hook.url(), hook.url(), hook.url("/other"))
+            assert sorted(got.path for got in await hook.take(2)) == ["/hook", "/other"]
             await node.until(lambda: bool(node.webhooks._later))
-            assert hook.all == []
-            node.runner.advance(700)
+            node.runner.advance(999)
+            await node.drained()
+            assert len(hook.all) == 2, "each URL has a bucket of its own"
+            node.runner.advance(1)
             await hook.next()
             await delivered(node)
-            assert asked == [(TASK_RESULT, "t", hook.url())] * 2
             assert node.metric("codeq_webhook_deliveries_total", outcome="failure") == 0
+            assert node.metric("codeq_rate_limit_hits_total", operation="task_result") == 1
 
     asyncio.run(run())
 

@@ -378,8 +378,10 @@ class Node:
         if self._metrics is not None:
             self._metrics.streams[kind] = partial(getattr, listener, "streams")
 
-    def _start_callbacks(self, shard: Shard, metrics: Metrics) -> None:
-        callbacks = self._callbacks = Callbacks(shard, self._config, count=metrics.count_callback)
+    def _start_callbacks(self, shard: Shard, metrics: Metrics, limits: Limits) -> None:
+        callbacks = self._callbacks = Callbacks(
+            shard, self._config, count=metrics.count_callback, limits=limits
+        )
         self._stops.append(Notifier(shard, callbacks).stop)
         self._webhooks = Webhooks(shard, callbacks, self._config)
         self._webhooks.start()

@@ -27,6 +27,7 @@ from codeq import __version__
 from codeq.config import Config
 from codeq.engine import targets
 from codeq.engine.shard import Shard
+from codeq.server.limits import Limits
 from codeq.server.request import settle
 
 log = logging.getLogger("codeq.callbacks")
@@ -41,19 +42,9 @@ IDLE_SECONDS = 5
 ANSWER_BYTES_MAX = 64 << 10
 
 Job = Callable[[], Awaitable[None]]
-#: (kind, tenant, URL) -> 0, or the ms after which to ask again
-Throttle = Callable[[str, str, str], int]
 #: Told of each try: kind, command, whether it was a success
 Count = Callable[[str, str, bool], None]
 Lookup = Callable[[str, int], list[tuple[Any, ...]]]
-
-TASK_RESULT = "task_result"
-QUEUE_READY = "queue_ready"
-
-
-def unlimited(kind: str, tenant: str, url: str) -> int:
-    """The throttle that lets everything through."""
-    return 0
 
 
 def host_of(url: str) -> str:
@@ -242,11 +233,11 @@ class Callbacks:
         config: Config,
         *,
         count: Count,
-        throttle: Throttle = unlimited,
+        limits: Limits,
         lookup: Lookup | None = None,
     ) -> None:
         self.places = Places(config.webhooks.concurrency, config.webhooks.per_host)
-        self.throttle = throttle
+        self.limits = limits
         self.count = count
         self._shard = shard
         self._tracing = config.tracing_enabled

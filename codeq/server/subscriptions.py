@@ -11,7 +11,8 @@ import msgspec
 from codeq.engine.shard import Shard
 from codeq.engine.subscriptions import Subscription
 from codeq.model import rfc3339
-from codeq.server.callbacks import QUEUE_READY, Callbacks, host_of
+from codeq.server.callbacks import Callbacks, host_of
+from codeq.server.limits import QUEUE_READY
 
 CLAIM_URL = "/v1/codeq/tasks/claim"
 
@@ -44,7 +45,7 @@ class Notifier:
         self, subscription: Subscription, command: str, depth: int, done: Callable[[], None]
     ) -> None:
         url = subscription.url
-        if self._callbacks.throttle(QUEUE_READY, subscription.tenant, url):
+        if self._callbacks.limits.wait_ms(QUEUE_READY, subscription.tenant, url):
             done()
             return
         job = partial(self._post, url, command, depth, done)
@@ -56,6 +57,6 @@ class Notifier:
         body = NotificationBody(command, True, depth, CLAIM_URL, sent_at, notification_id)
         try:
             failure = await self._callbacks.post(url, _encode(body))
-            self._callbacks.count(QUEUE_READY, command, not failure)
+            self._callbacks.count(QUEUE_READY.name, command, not failure)
         finally:
             done()

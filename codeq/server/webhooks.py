@@ -24,7 +24,8 @@ from codeq.engine.deliveries import PREFIX, Outcome, Owed, Page
 from codeq.engine.shard import Shard
 from codeq.model import rfc3339
 from codeq.server import artifacts
-from codeq.server.callbacks import TASK_RESULT, Callbacks, host_of
+from codeq.server.callbacks import Callbacks, host_of
+from codeq.server.limits import TASK_RESULT
 from codeq.server.request import promise
 
 log = logging.getLogger("codeq.webhooks")
@@ -219,7 +220,7 @@ class Webhooks:
 
     async def _attempt(self, pending: Pending) -> None:
         owed = pending.owed
-        wait_ms = self._callbacks.throttle(TASK_RESULT, owed.tenant, owed.url)
+        wait_ms = self._callbacks.limits.wait_ms(TASK_RESULT, owed.tenant, owed.url)
         if wait_ms:
             self._wait(pending, wait_ms)
             return
@@ -232,7 +233,7 @@ class Webhooks:
         failure = await self._callbacks.post(
             owed.url, body_of(outcome), outcome.trace_parent, outcome.trace_state
         )
-        self._callbacks.count(TASK_RESULT, owed.command, not failure)
+        self._callbacks.count(TASK_RESULT.name, owed.command, not failure)
         pending.tries += 1
         if failure and pending.tries < self._tries_max:
             self._deliveries.release(owed.key)

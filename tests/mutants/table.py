@@ -407,6 +407,7 @@ MUTANTS = (
         "self._refilled(bucket, now_ms) - count * TOKEN",
         "self._refilled(bucket, now_ms) - min(count * TOKEN, self._full)",
         "test_limits.py::test_T53_a_batch_above_the_burst_needs_a_full_bucket_and_leaves_a_debt",
+    ),
     # --- webhooks and subscriptions
     Mutant(
         "webhook-announced-before-the-sync",
