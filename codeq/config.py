@@ -236,14 +236,6 @@ ALIASES = {
 #: for nothing, so it is taken with a warning. The longest name that fits a key counts.
 NOT_AVAILABLE: dict[str, bool] = {
     "backupDir": False,
-    "webhookHmacSecret": True,
-    "resultWebhookMaxAttempts": False,
-    "resultWebhookBaseBackoffSeconds": False,
-    "resultWebhookMaxBackoffSeconds": False,
-    "webhooks.concurrency": False,
-    "webhooks.perHost": False,
-    "subscriptionMinIntervalSeconds": False,
-    "subscriptionCleanupIntervalSeconds": False,
     "raft": False,
     "raft.enabled": True,
 }

@@ -150,6 +150,28 @@ class TaskResult(Struct):
     result: ResultRecord
 
 
+class Subscribed(Struct, rename="camel"):
+    """Answer of POST /workers/subscriptions."""
+
+    subscription_id: str
+    expires_at: str
+
+
+class AvailableQueue(Struct, rename="camel"):
+    """A queue that has work; ``queue_depth`` are its ready tasks."""
+
+    event_type: str
+    queue_depth: int
+
+
+class SubscriptionKept(Struct, rename="camel"):
+    """Answer of a subscription's heartbeat."""
+
+    subscription_id: str
+    expires_at: str
+    available: list[AvailableQueue]
+
+
 # --- requests; None is absent --------------------------------------------------------------------
 
 
@@ -217,6 +239,24 @@ class ResultBody(Struct, rename="camel"):
     artifacts: list[Artifact] | None = None
     worker_id: str | None = None
     attempt: int | None = None
+
+
+class SubscribeBody(Struct, rename="camel"):
+    """Body of POST /workers/subscriptions."""
+
+    callback_url: str | None = None
+    event_types: list[str] | None = None
+    ttl_seconds: int | None = None
+    delivery_mode: str | None = None
+    group_id: str | None = None
+    min_interval_seconds: int | None = None
+
+
+class SubscriptionHeartbeatBody(Struct, rename="camel"):
+    """Body of POST /workers/subscriptions/{id}/heartbeat."""
+
+    ttl_seconds: int | None = None
+    wait_seconds: int | None = None
 
 
 class ResultBatchBody(Struct, rename="camel"):

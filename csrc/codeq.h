@@ -686,7 +686,10 @@ size_t cq_log_chunk(const cq_log *log, size_t index, cq_bytes *chunk);
 bool cq_log_entry(const cq_log *log, size_t *at, cq_bytes *key, cq_bytes *value);
 void cq_log_taken(cq_engine *engine);
 
-bool cq_log_trim(cq_engine *engine, int64_t now_ms, uint64_t *from, uint64_t *to);
+/* Sequence up to which no task needs the log any more; it is cut in segments, and never at or
+ * behind that of `keep`. */
+uint64_t cq_log_expired(const cq_engine *engine, int64_t now_ms);
+bool cq_log_trim(cq_engine *engine, int64_t now_ms, uint64_t keep, uint64_t *from, uint64_t *to);
 bool cq_log_straggler(cq_engine *engine, uint64_t *from, uint64_t *to);
 /* Copies what is still needed of a chunk. CQ_MALFORMED: no chunk. */
 cq_status cq_log_carry(cq_engine *engine, uint64_t seq, cq_bytes chunk, int64_t now_ms,

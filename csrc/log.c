@@ -7,7 +7,9 @@
  *   d + bucket BE   highest sequence BE, 256 x (created chunk u40, ended chunk u40; 0 = gone or
  *                   elsewhere), crc
  *   e + number BE   highest sequence BE, created chunk u64, ended chunk u64, crc
- *   w + number BE   ended sequence BE, id, created chunk BE
+ *   w + ended sequence BE + number BE
+ *                   version, id, created chunk BE; what these two chunks hold is its check. The
+ *                   shard may put the whole delivery in its place (version 2, deliveries.py)
  *   s + segment BE  expires i64, crc
  *   mhead           format u32, shards u32, next number u64, last id ms i64, next sequence u64,
  *                   sequence where recovery starts u64, tail u64, crc */
@@ -25,7 +27,9 @@
 #define HEAD_KEY "mhead"
 #define ENTRY_FRAME 5 /* key length, value length */
 #define OWN_BYTES (8 + 8 + 8 + 4)
-#define WEBHOOK_BYTES (8 + CQ_ID_BYTES + 8)
+#define WEBHOOK_KEY_BYTES (KEY_BYTES + 8)
+#define WEBHOOK_BYTES (1 + CQ_ID_BYTES + 8)
+#define WEBHOOK_VERSION 1
 #define SEGMENT_VALUE_BYTES (8 + 4)
 
 static cq_status reserve(cq_buffer *buffer, size_t more)
@@ -208,16 +212,23 @@ void cq_log_wrote(cq_engine *engine, const uint8_t *end)
 
 /* --- entries ---------------------------------------------------------------------------------- */
 
-/* Begins an entry whose key is a prefix and a number; returns where its value goes. Reserved. */
-static uint8_t *put_entry(cq_log *log, char prefix, uint64_t number, size_t value_len)
+/* Begins an entry whose key is a prefix, a number, and what the caller adds up to key_len; returns
+ * where that or the value goes. Reserved. */
+static uint8_t *put_frame(cq_log *log, char prefix, uint64_t number, size_t key_len, size_t len)
 {
     uint8_t *to = log->puts.data + log->puts.len;
-    log->puts.len += ENTRY_FRAME + KEY_BYTES + value_len;
+    log->puts.len += ENTRY_FRAME + key_len + len;
     CQ_ASSERT(log->puts.len <= log->puts.cap);
-    *to++ = KEY_BYTES;
-    to = cq_put_le(to, value_len, 4);
+    *to++ = (uint8_t)key_len;
+    to = cq_put_le(to, len, 4);
     *to++ = (uint8_t)prefix;
     return cq_put_be64(to, number);
+}
+
+/* The same for a key of prefix and number alone. */
+static uint8_t *put_entry(cq_log *log, char prefix, uint64_t number, size_t value_len)
+{
+    return put_frame(log, prefix, number, KEY_BYTES, value_len);
 }
 
 static void put_crc(uint8_t *value, uint8_t *at)
@@ -288,8 +299,9 @@ static void put_head(cq_engine *engine)
 
 void cq_log_webhook(cq_engine *engine, const cq_slot *slot, uint64_t ended_seq)
 {
-    uint8_t *at = put_entry(&engine->log, 'w', cq_id_number(slot->id), WEBHOOK_BYTES);
-    at = cq_put_be64(at, ended_seq);
+    uint8_t *at = put_frame(&engine->log, 'w', ended_seq, WEBHOOK_KEY_BYTES, WEBHOOK_BYTES);
+    at = cq_put_be64(at, cq_id_number(slot->id));
+    *at++ = WEBHOOK_VERSION;
     memcpy(at, slot->id, CQ_ID_BYTES);
     cq_put_be64(at + CQ_ID_BYTES, slot->created_chunk);
 }
@@ -299,7 +311,7 @@ void cq_log_webhook(cq_engine *engine, const cq_slot *slot, uint64_t ended_seq)
 cq_status cq_log_reserve_end(cq_engine *engine)
 {
     cq_log *log = &engine->log;
-    size_t entries = 2 * (ENTRY_FRAME + KEY_BYTES) + OWN_BYTES + WEBHOOK_BYTES;
+    size_t entries = 2 * ENTRY_FRAME + KEY_BYTES + OWN_BYTES + WEBHOOK_KEY_BYTES + WEBHOOK_BYTES;
     if (reserve(&log->puts, entries) != CQ_DONE || cq_numbers_reserve(&log->closing, 1) != CQ_DONE)
         return CQ_NO_MEMORY;
     return cq_numbers_reserve(&log->ended, 1);
@@ -444,14 +456,24 @@ void cq_log_taken(cq_engine *engine)
 
 /* --- removal ---------------------------------------------------------------------------------- */
 
-bool cq_log_trim(cq_engine *engine, int64_t now_ms, uint64_t *from, uint64_t *to)
+uint64_t cq_log_expired(const cq_engine *engine, int64_t now_ms)
+{
+    const cq_log *log = &engine->log;
+    uint64_t segment = log->first_segment;
+    while (segment < log->oldest &&
+           log->segments[segment - log->first_segment].expires_ms <= now_ms)
+        segment++;
+    return start_of(log, segment);
+}
+
+bool cq_log_trim(cq_engine *engine, int64_t now_ms, uint64_t keep, uint64_t *from, uint64_t *to)
 {
     cq_log *log = &engine->log;
-    size_t gone = 0;
-    while (log->first_segment + gone < log->oldest && log->segments[gone].expires_ms <= now_ms)
-        gone++;
-    if (gone == 0)
+    uint64_t expired = cq_log_expired(engine, now_ms);
+    uint64_t end = segment_of(expired < keep ? expired : keep);
+    if (end <= log->first_segment)
         return false;
+    size_t gone = end - log->first_segment;
     *from = log->tail;
     log->first_segment += gone;
     log->segment_count -= gone;

@@ -42,6 +42,7 @@ SETTINGS = {
     "BACKOFF_BASE_SECONDS": "1",
     "LIMITS_DISK_RESERVE_BYTES": "0",
     "LOG_LEVEL": "warn",
+    "WEBHOOK_HMAC_SECRET": "secret",
 }
 FAULT_POINTS = ("before-write", "after-write", "after-sync", "before-ack")
 READS_PASS = "before-ack"  # a point that answers to reads pass too: the check would spend it

@@ -59,7 +59,7 @@ class Disk:
         for key, value in list(self.values.items()):
             rests_on = int.from_bytes(value[:8], "big")
             segment = int.from_bytes(key[1:], "big")
-            if key[:1] in b"dew" and rests_on < self.engine.tail:
+            if key[:1] in b"de" and rests_on < self.engine.tail:
                 del self.values[key]
             if key[:1] == b"s" and segment < self.engine.tail // 512:
                 del self.values[key]

@@ -87,9 +87,10 @@ def test_T8_end_record_webhook_and_head_are_one_commit() -> None:
     finish(disk.engine, [hooked, plain])
     puts = dict(disk.commit())
     assert sorted(key[:1] for key in puts) == [b"c", b"m", b"w"]
-    (entry,) = [value for key, value in puts.items() if key[:1] == b"w"]
-    assert int.from_bytes(entry[:8], "big") == 2 and entry[8:24] == hooked
-    assert int.from_bytes(entry[24:], "big") == 1
+    ((key, entry),) = [put for put in puts.items() if put[0][:1] == b"w"]
+    assert int.from_bytes(key[1:9], "big") == 2, "where its end stands"
+    assert entry[:1] == b"\1" and entry[1:17] == hooked
+    assert int.from_bytes(entry[17:], "big") == 1, "where its body stands"
 
 
 def test_T14_every_lease_is_known_to_expiry_after_a_crash() -> None:
@@ -263,11 +264,28 @@ def test_T44_everything_ended_goes_from_disk() -> None:
         disk.engine.tick(now, 10_000)
         disk.carry(now)
         disk.trim(now)
+        for key in [key for key in disk.values if key[:1] == b"w"]:
+            del disk.values[key]  # delivered
         sizes.append(len(disk.values))
     assert max(sizes[40:]) <= max(sizes[10:30]) * 1.2, "disk use levels out"
     disk.engine.verify()
     old = disk.restart(now)
     assert old.digest() == disk.engine.digest()
+
+
+def test_the_log_is_not_cut_where_it_is_to_be_kept() -> None:
+    disk = Disk(retention_ms=1_000)
+    for _ in range(1_600):
+        done = make(disk.engine)
+        claimed(disk.engine)
+        finish(disk.engine, done)
+        disk.commit()
+    late = NOW + 2_000
+    assert disk.engine.expired(NOW) <= 512 and disk.engine.expired(late) >= 3 * 512
+    assert disk.engine.trim(late, 511) is None
+    assert disk.engine.trim(late, 2 * 512 + 7) == (1, 1_024)
+    assert disk.engine.trim(late, 0) is None
+    assert disk.engine.trim(late) == (1_024, disk.engine.expired(late))
 
 
 def test_half_filled_bucket_holds_no_log() -> None:

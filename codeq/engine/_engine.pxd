@@ -293,7 +293,9 @@ cdef extern from "codeq.h":
     size_t cq_log_chunk(const cq_log *log, size_t index, cq_bytes *chunk)
     bint cq_log_entry(const cq_log *log, size_t *at, cq_bytes *key, cq_bytes *value)
     void cq_log_taken(cq_engine *engine)
-    bint cq_log_trim(cq_engine *engine, int64_t now_ms, uint64_t *start, uint64_t *end)
+    uint64_t cq_log_expired(const cq_engine *engine, int64_t now_ms)
+    bint cq_log_trim(cq_engine *engine, int64_t now_ms, uint64_t keep, uint64_t *start,
+                     uint64_t *end)
     bint cq_log_straggler(cq_engine *engine, uint64_t *start, uint64_t *end)
     cq_status cq_log_carry(cq_engine *engine, uint64_t seq, cq_bytes chunk, int64_t now_ms,
                            uint32_t *count)

@@ -261,9 +261,12 @@ class Engine:
         id time, next sequence, where recovery starts). Empty when nothing changed."""
 
     # --- removal
-    def trim(self, now_ms: int) -> tuple[int, int] | None:
-        """(from, to) sequences of chunks at the tail of the log that nobody needs any more; they
-        are forgotten at once, the caller deletes the range in the next commit."""
+    def expired(self, now_ms: int) -> int:
+        """Sequence up to which no task needs the log any more."""
+    def trim(self, now_ms: int, keep: int = ...) -> tuple[int, int] | None:
+        """(from, to) sequences of chunks at the tail of the log that nobody needs any more, in
+        whole segments before that of ``keep``; they are forgotten at once, the caller deletes the
+        range in the next commit."""
     def straggler_chunks(self) -> tuple[int, int] | None:
         """(from, to) of the oldest segment when so much of the log is dead behind it that its live
         records should be carried forward; the caller reads those chunks and calls ``carry``."""

@@ -680,19 +680,20 @@ cdef class Engine:
 
     # --- removal
 
-    def trim(self, int64_t now_ms):
+    def expired(self, int64_t now_ms):
+        return cq_log_expired(self.core, now_ms)
+
+    def trim(self, int64_t now_ms, uint64_t keep=<uint64_t>-1):
         cdef uint64_t start, end
         self.enter()
-        if not cq_log_trim(self.core, now_ms, &start, &end):
-            return None
-        return (start, end)
+        if cq_log_trim(self.core, now_ms, keep, &start, &end):
+            return (start, end)
 
     def straggler_chunks(self):
         cdef uint64_t start, end
         self.enter()
-        if not cq_log_straggler(self.core, &start, &end):
-            return None
-        return (start, end)
+        if cq_log_straggler(self.core, &start, &end):
+            return (start, end)
 
     def carry(self, uint64_t seq, bytes chunk not None, int64_t now_ms):
         cdef uint32_t count
@@ -767,5 +768,4 @@ cdef int add_queue(list found, const cq_queue *queue) except -1:
 
 
 cdef tuple histogram(const cq_label *label, int which):
-    cdef int i
     return tuple([label.latency[which][i] for i in range(CQ_LATENCY_BUCKETS)])

@@ -49,7 +49,8 @@ class TaskView:
     def number(self) -> int:
         """Its place in creation order, over all tenants."""
     def fill(self, chunks: Mapping[int, bytes]) -> None:
-        """Reads body and, if ended, the ended record from the chunks; raises CorruptRecord."""
+        """Reads body and, if ended, the ended record from the chunks; raises CorruptRecord, and
+        KeyError when id or tenant (unless that is empty) is another."""
 
 def directory_entries(key: bytes, value: bytes) -> list[tuple[int, int, int]]:
     """(number, created chunk, ended chunk) of the tasks that an entry under `d` or `e` has; raises

@@ -102,7 +102,7 @@ cdef class TaskView:
             if memcmp(record.id, id_of(self.id_bytes), CQ_ID_BYTES) != 0:
                 raise KeyError(self.id)
             self.read_body(record.stored, record.flags)
-            if self.tenant != tenant:
+            if tenant and self.tenant != tenant:
                 raise KeyError(self.id)
             self.body_chunk = None
         if self.record_chunk is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -138,14 +138,18 @@ class Claims:
         self._unpark(waiter)
 
     def serve(
-        self, now_ms: int, served: Callable[[Waiter, Claim | None], None], tasks_max: int
+        self,
+        now_ms: int,
+        served: Callable[[Waiter, Claim | None], None],
+        tasks_max: int,
+        touched: Sequence[tuple[bytes, bytes]],
     ) -> bool:
         """Serves parked claims whose queues got tasks, then the fresh ones; parks what may wait.
 
         ``served(waiter, None)`` is said of a claim that found nothing and does not wait. Stops with
         False once ``tasks_max`` tasks are claimed: the other claims come first the next time.
+        ``touched``: the queues that got tasks since the last call.
         """
-        touched = self._engine.touched()
         for tenant, command in touched if self.parked else ():
             self._touched[tenant, command] = self._touched[tenant, None] = None
         records_max = self._engine.pending_records + tasks_max

@@ -14,7 +14,7 @@ from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.recovery")
 
-FORMAT = 1
+FORMAT = 2
 META_KEY = b"mmeta"
 HEAD_KEY = b"mhead"
 #: Progress is logged at least so often while the log is read

@@ -1,9 +1,10 @@
 """Removal: what nobody needs any more leaves the store in ranges, old records that are still needed
 move forward, so that no straggler holds the log.
 
-Runs once a second beside the work. The log of chunks is only ever cut at its tail. Directory
-entries and webhook entries begin with the highest sequence they rest on and go when that is below
-the tail. A range of them is found while others may be written into it: those are left out.
+Runs once a second beside the work. The log of chunks is only ever cut at its tail, and not where
+pending webhooks rest on it. Directory entries begin with the highest sequence they rest on and go
+when that is below the tail. A range of them is found while others may be written into it: those are
+left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from codeq.engine._engine import Engine
 from codeq.engine._views import CorruptRecord
+from codeq.engine.deliveries import Deliveries
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.reader import chunk_key
@@ -27,7 +29,7 @@ SEGMENT_CHUNKS = 512
 #: bytes of chunks read to carry records forward, per run: one group must stay small
 CARRY_BYTES_MAX = 8 << 20
 
-_PREFIXES = (b"d", b"e", b"w")
+_PREFIXES = (b"d", b"e")
 
 Range = tuple[bytes, bytes]  # of keys, [from, to)
 
@@ -46,13 +48,20 @@ class Retention:
     """Keeps the store as small as its settings allow."""
 
     def __init__(
-        self, engine: Engine, store: Store, runner: Runner, journal: Journal, keys: Keys
+        self,
+        engine: Engine,
+        store: Store,
+        runner: Runner,
+        journal: Journal,
+        keys: Keys,
+        deliveries: Deliveries,
     ) -> None:
         self._engine = engine
         self._store = store
         self._runner = runner
         self._journal = journal
         self._keys = keys
+        self._deliveries = deliveries
         self._reading = False
         self._swept: dict[bytes, bytes] = {}  # by prefix: where the next sweep begins
         self._written: set[bytes] = set()  # keys of entries written since the look began
@@ -63,7 +72,8 @@ class Retention:
         """One round; reads happen on the read helper thread, removals with the next commit
         group."""
         self._remove_keys(now_ms)
-        trimmed = self._engine.trim(now_ms)
+        keep = self._deliveries.hold(self._engine.expired(now_ms))
+        trimmed = self._engine.trim(now_ms, keep)
         if trimmed is not None:
             begin, end = trimmed
             self._journal.delete_range(chunk_key(begin), chunk_key(end))
@@ -98,8 +108,8 @@ class Retention:
             self._journal.kick()
 
     def _entries_below(self, tail: int) -> tuple[list[Range], list[bytes], bool]:
-        """Ranges and keys of directory and webhook entries that rest on nothing any more, and
-        whether there may be more of them."""
+        """Ranges and keys of directory entries that rest on nothing any more, and whether there
+        may be more of them."""
         ranges = []
         keys: list[bytes] = []
         more = False

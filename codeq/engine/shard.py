@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,6 +22,7 @@ from codeq.engine._wire import Creates, Finishes, parse_id
 from codeq.engine.claims import ClaimRequest, Claims, Delivery, Waiter
 from codeq.engine.cleanup import Cleanup
 from codeq.engine.clock import Clock
+from codeq.engine.deliveries import Deliveries
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.listing import Listing
@@ -32,6 +32,7 @@ from codeq.engine.reader import LOOKS_MAX, Reader
 from codeq.engine.recovery import recover
 from codeq.engine.retention import Retention
 from codeq.engine.store import Store
+from codeq.engine.subscriptions import Subscriptions
 from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.shard")
@@ -44,7 +45,6 @@ GROUP_DUE_MAX = 10_000
 #: A group of so many bytes takes in no more creates and results: those wait for the next.
 GROUP_BYTES_MAX = 8 << 20
 MAINTENANCE_MS = 1_000
-WEBHOOK_BYTES_MAX = 2048
 
 Number = int
 __all__ = ["ClaimRequest", "Delivery", "ResultWait", "Shard", "ShardSettings", "TaskView", "Waiter"]
@@ -78,6 +78,7 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     command_labels_max: int = 1_000
     straggler_slack_bytes: int = 256 << 20  # dead bytes of the log for which nothing is carried
     webhooks_private: bool = False
+    subscription_cleanup_seconds: int = 60
 
 
 class ResultWait:
@@ -158,7 +159,13 @@ class Shard:
         self.queues = Queues(engine, clock, self.journal, self._pauses)
         self.listing = Listing(engine, store, clock, runner, self.journal)
         self.cleanup = Cleanup(engine, store, clock, runner, self.journal)
-        self._retention = Retention(engine, store, runner, self.journal, self._keys)
+        self.deliveries = Deliveries(engine, store, runner, self.journal)
+        self.subscriptions = Subscriptions(
+            engine, store, runner, self.journal, clock, settings.subscription_cleanup_seconds * 1000
+        )
+        self._retention = Retention(
+            engine, store, runner, self.journal, self._keys, self.deliveries
+        )
         self._maintain()
         self.journal.kick()
 
@@ -200,6 +207,7 @@ class Shard:
         self.ready = False
         self.journal.stop()
         self._stop_maintenance()
+        self.subscriptions.stop()
         if self._due is not None:
             self._due[1]()
         self._store.sync(self._store.sequence())
@@ -208,6 +216,10 @@ class Shard:
     def drain(self, done: Callable[[], None]) -> None:
         """Calls ``done`` when everything decided so far is on disk."""
         self.journal.after(done)
+
+    def at(self, when_ms: int, call: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``call`` at that time of the clock, never before; returns what cancels it."""
+        return self._runner.at(when_ms, call)
 
     @property
     def waiting_claims(self) -> int:
@@ -235,7 +247,7 @@ class Shard:
         """
         creates.check(self.settings.payload_bytes_max)
         for index, url in creates.webhooks():
-            if not _webhook_valid(url, private=self.settings.webhooks_private):
+            if not self.target_valid(url):
                 creates.refuse(index, errors.WEBHOOK_INVALID.number or 0)
         self._create_part(creates, tenant, 0, partial(self._created, creates, tenant, done, views))
 
@@ -281,6 +293,11 @@ class Shard:
             self._reader.views(ids, tenant.encode(), self.clock.now_ms(), done)
         else:
             self.journal.after(lambda: done(None))
+
+    def target_valid(self, url: str) -> bool:
+        """Whether the URL may be a webhook or callback, as far as it can be told without asking for
+        its address."""
+        return targets.is_valid(url, private=self.settings.webhooks_private)
 
     @property
     def refuses_creates(self) -> str | None:
@@ -567,8 +584,11 @@ class Shard:
     def _close_group(self) -> None:
         now_ms = self.clock.now_ms()
         self.engine.tick(now_ms, TICK_TASKS_MAX)  # what is due is there for the claims
-        if not self._claims.serve(now_ms, self._served, GROUP_CLAIMS_MAX):
+        touched = self.engine.touched()
+        if not self._claims.serve(now_ms, self._served, GROUP_CLAIMS_MAX, touched):
             self.journal.after(self.journal.kick)
+        if touched and self.subscriptions.wanted:
+            self.subscriptions.touched(touched)
         for task_id in self.engine.ended():
             for wait in list(self._waits.get(task_id, ())):
                 wait.finish()
@@ -578,6 +598,7 @@ class Shard:
         self._keys.written()
         puts = self.engine.take()
         self._retention.written(puts)
+        self.deliveries.written(puts)
         paused, resumed = self._pauses.take()
         for key in resumed:
             self.journal.delete(key)
@@ -645,17 +666,3 @@ def _repeats(
         and (result or b"null") == (view.result or b"null")
         and (status == "COMPLETED" or error == view.error)
     )
-
-
-def _webhook_valid(url: str, *, private: bool) -> bool:
-    """Whether the URL is http(s) with a host that is no literal address of a private network."""
-    if len(url.encode()) > WEBHOOK_BYTES_MAX or any(c <= " " or c == "\x7f" for c in url):
-        return False
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if parts.scheme not in ("http", "https") or not host:
-        return False
-    return private or not targets.is_private_literal(host)

@@ -4,15 +4,56 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from urllib.parse import urlsplit
+
+URL_BYTES_MAX = 2048
+#: Networks whose addresses lead to an IPv4 address that they contain, and at which bit it begins:
+#: NAT64, and 6to4
+_EMBEDDING = (
+    (ipaddress.IPv6Network("64:ff9b::/96"), 0),
+    (ipaddress.IPv6Network("2002::/16"), 80),
+)
+#: Such translators in private use, relays to IPv4, and the old site-local and compatible addresses
+_NEVER = tuple(
+    ipaddress.IPv6Network(network)
+    for network in ("64:ff9b:1::/48", "2001::/32", "fec0::/10", "::/96")
+)
+
+
+def is_valid(url: str, *, private: bool) -> bool:
+    """Whether the URL is http(s) with a host that is no literal address of a private network
+    (unless ``private``)."""
+    if len(url.encode()) > URL_BYTES_MAX or any(c <= " " or c == "\x7f" for c in url):
+        return False
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in ("http", "https") or not host:
+        return False
+    return private or not is_private_literal(host)
 
 
 def is_public(address: str) -> bool:
     """Whether the IP address is one of the public internet (not private, loopback, link-local,
     ...)."""
     found = ipaddress.ip_address(address)
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or _embedded(found)
+        if inner is not None:
+            found = inner
+        elif any(found in network for network in _NEVER):
+            return False
     return found.is_global and not found.is_multicast
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address at which a translated address ends up."""
+    for network, shift in _EMBEDDING:
+        if address in network:
+            return ipaddress.IPv4Address(int(address) >> shift & 0xFFFF_FFFF)
+    return None
 
 
 def is_private_literal(host: str) -> bool:

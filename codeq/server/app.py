@@ -27,14 +27,17 @@ from codeq.engine.shard import Shard, ShardSettings
 from codeq.errors import CodeqError
 from codeq.server import grpc_server, http_server, logs
 from codeq.server.auth import Auth
+from codeq.server.callbacks import Callbacks
 from codeq.server.http_server import HttpListener, reserve
 from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.providers import build_auth
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
+from codeq.server.subscriptions import Notifier
 from codeq.server.tls import Certificates, Identity
 from codeq.server.watchdog import Watchdog
+from codeq.server.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from codeq.server.tracing import Tracer
@@ -174,6 +177,7 @@ def shard_settings(config: Config) -> ShardSettings:
         commit_results_max=config.limits.result_batch,
         command_labels_max=config.metrics.command_labels_max,
         webhooks_private=config.webhooks.allow_private_networks,
+        subscription_cleanup_seconds=config.subscription_cleanup_interval_seconds,
     )
 
 
@@ -191,6 +195,8 @@ class Node:
         self._metrics: Metrics | None = None
         self._certificates = Certificates(config.tls)
         self._tracer: Tracer | None = None
+        self._callbacks: Callbacks | None = None
+        self._webhooks: Webhooks | None = None
 
     async def start(self) -> str:
         """Opens the store, then the listeners; returns the ready line. On failure nothing is left
@@ -215,6 +221,7 @@ class Node:
             self._certificates.on_change["http"] = self._http.exchange
             for kind in ("producer", "worker"):
                 await self._open_streams(kind, shard, auth, in_flight, limits, identities[kind])
+            self._start_callbacks(shard, self._metrics, limits)
         except BaseException:
             await self.stop()
             raise
@@ -258,6 +265,7 @@ class Node:
         if self._http is not None:
             endings.append(self._http.stop(REST_STOP_SECONDS))
         await asyncio.gather(*endings)
+        await self._stop_callbacks()
         if self._shard is not None and self._shard.ready:
             await self._drain(self._shard)
         for stop in reversed(self._stops):
@@ -299,6 +307,21 @@ class Node:
         self._certificates.on_change[kind] = listener.exchange
         if self._metrics is not None:
             self._metrics.streams[kind] = partial(getattr, listener, "streams")
+
+    def _start_callbacks(self, shard: Shard, metrics: Metrics, limits: Limits) -> None:
+        callbacks = self._callbacks = Callbacks(
+            shard, self._config, count=metrics.count_callback, limits=limits
+        )
+        self._stops.append(Notifier(shard, callbacks).stop)
+        self._webhooks = Webhooks(shard, callbacks, self._config)
+        self._webhooks.start()
+
+    async def _stop_callbacks(self) -> None:
+        """What is on its way is cut off; its entry stays for the next start."""
+        if self._webhooks is not None:
+            await self._webhooks.stop()
+        if self._callbacks is not None:
+            await self._callbacks.stop()
 
     async def _drain(self, shard: Shard) -> None:
         drained = asyncio.get_running_loop().create_future()
@@ -377,6 +400,8 @@ async def _run(config: Config, warnings: list[str]) -> int:
     _calm_garbage_collector()
     for warning in warnings:
         log.warning("%s", warning)
+    if not config.webhook_hmac_secret.strip():
+        log.warning("webhookHmacSecret is empty: webhooks are sent without a signature")
     print(ready, flush=True)
     log.info("%s", ready)
     await stopping.wait()

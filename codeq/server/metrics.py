@@ -62,6 +62,8 @@ class Metrics(Collector):
         self.loop_blocked = Histogram()
         self.streams: dict[str, Callable[[], int]] = {}
         self._limits = limits
+        self._callbacks: dict[tuple[str, str, str], int] = {}
+        self._called: set[str] = set()  # commands that have a label there
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -71,6 +73,16 @@ class Metrics(Collector):
         """One commit group: the time of write and sync together, and that of the sync."""
         self.commit.observe(commit_s)
         self.sync.observe(sync_s)
+
+    def count_callback(self, kind: str, command: str, success: bool) -> None:
+        """One try to tell a webhook or a subscription."""
+        if command not in self._called:
+            if len(self._called) < self._shard.settings.command_labels_max:
+                self._called.add(command)
+            else:
+                command = OTHER
+        labels = (kind, command, "success" if success else "failure")
+        self._callbacks[labels] = self._callbacks.get(labels, 0) + 1
 
     def scrape(self) -> bytes:
         """The text of a scrape."""
@@ -84,6 +96,7 @@ class Metrics(Collector):
         """Every family of codeq."""
         yield from self._tasks()
         yield from self._queues()
+        yield from self._webhooks()
         yield self.commit.family("codeq_commit_seconds", "Write and sync of a commit group.")
         yield self.sync.family("codeq_sync_seconds", "Sync of a commit group.")
         yield self.loop_blocked.family(
@@ -144,6 +157,32 @@ class Metrics(Collector):
                 depth.add_metric([name, queue], count)
             dead.add_metric([name], known[3])
         yield from (depth, dead)
+
+    def _webhooks(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily(
+            "codeq_webhook_deliveries",
+            "Tries to tell a webhook or a subscription.",
+            labels=["kind", "command", "outcome"],
+        )
+        for labels, count in self._callbacks.items():
+            calls.add_metric(labels, count)
+        yield calls
+        yield GaugeMetricFamily(
+            "codeq_webhooks_pending",
+            "Results that their webhooks have not taken yet.",
+            self._shard.deliveries.pending,
+        )
+        active = GaugeMetricFamily(
+            "codeq_subscriptions_active", "Subscriptions by command.", labels=["command"]
+        )
+        counts: dict[str, int] = {}
+        for command, count in self._shard.subscriptions.active().items():
+            full = len(counts) >= self._shard.settings.command_labels_max
+            name = OTHER if full and command not in counts else command
+            counts[name] = counts.get(name, 0) + count
+        for name, count in counts.items():
+            active.add_metric([name], count)
+        yield active
 
     def _process(self) -> Iterator[Metric]:
         shard = self._shard

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import auth, logs, rest_admin, rest_leases, rest_tasks
+from codeq.server import auth, logs, rest_admin, rest_leases, rest_subscriptions, rest_tasks
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     KEYS_UNAVAILABLE,
@@ -88,6 +88,9 @@ STATIC: dict[tuple[str, bytes], Route] = {
     ("POST", PREFIX + b"/tasks/batch/results"): Route(
         _worker(auth.SCOPE_RESULT), rest_leases.result_batch
     ),
+    ("POST", PREFIX + b"/workers/subscriptions"): Route(
+        _worker(auth.SCOPE_SUBSCRIBE), rest_subscriptions.subscribe
+    ),
     ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
     ("GET", PREFIX + b"/admin/queues"): Route(Auth.admin, rest_admin.queues),
     ("GET", PREFIX + b"/admin/tasks"): Route(Auth.admin, rest_admin.tasks),
@@ -102,6 +105,9 @@ VARIABLE: dict[tuple[str, bytes], Route] = {
     ("POST", b"tasks/{}/abandon"): Route(_worker(auth.SCOPE_ABANDON), rest_leases.abandon),
     ("POST", b"tasks/{}/nack"): Route(_worker(auth.SCOPE_NACK), rest_leases.nack),
     ("POST", b"tasks/{}/result"): Route(_worker(auth.SCOPE_RESULT), rest_leases.result),
+    ("POST", b"workers/subscriptions/{}/heartbeat"): Route(
+        _worker(auth.SCOPE_SUBSCRIBE), rest_subscriptions.heartbeat
+    ),
     ("POST", b"tasks/{}/cancel"): Route(Auth.producer, rest_tasks.cancel),
     ("GET", b"admin/queues/{}"): Route(Auth.admin, rest_admin.queue_stats),
     ("GET", b"admin/queues/{}/dead"): Route(Auth.admin, rest_admin.dead),
