@@ -236,7 +236,6 @@ ALIASES = {
 #: for nothing, so it is taken with a warning. The longest name that fits a key counts.
 NOT_AVAILABLE: dict[str, bool] = {
     "tls": True,
-    "backupDir": False,
     "webhookHmacSecret": True,
     "resultWebhookMaxAttempts": False,
     "resultWebhookBaseBackoffSeconds": False,

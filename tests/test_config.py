@@ -264,11 +264,11 @@ def test_settings_of_missing_features() -> None:
         "TLS_HTTP_CERT_FILE": "c.pem",
         "RAFT_ENABLED": "true",
         "RAFT_SELF_ID": "n1",
-        "BACKUP_DIR": "/backups",
+        "TRACING_SERVICE_NAME": "x",
     }
     stops, warns = config.unavailable_settings(load(environ=environ))
     assert [line.partition(":")[0] for line in stops] == [*("tls.http.certFile", "raft.enabled")]
-    assert [line.partition(":")[0] for line in warns] == ["backupDir", "raft.selfId"]
+    assert [line.partition(":")[0] for line in warns] == ["tracingServiceName", "raft.selfId"]
     assert config.unavailable_settings(load()) == ([], [])
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import auth, rest_admin, rest_leases, rest_tasks
+from codeq.server import auth, rest_admin, rest_leases, rest_operator, rest_tasks
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     KEYS_UNAVAILABLE,
@@ -84,6 +84,7 @@ STATIC: dict[tuple[str, bytes], Route] = {
     ("POST", PREFIX + b"/tasks/batch/results"): Route(
         _worker(auth.SCOPE_RESULT), rest_leases.result_batch
     ),
+    ("POST", PREFIX + b"/admin/backup"): Route(Auth.operator, rest_operator.backup),
     ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
     ("GET", PREFIX + b"/admin/queues"): Route(Auth.admin, rest_admin.queues),
     ("GET", PREFIX + b"/admin/tasks"): Route(Auth.admin, rest_admin.tasks),
