@@ -37,6 +37,7 @@ DIRECTIVES = {
 CORE = sorted({*glob("csrc/*.c")} - {"csrc/wire.c"})
 C_SOURCES = {
     "_engine": CORE,
+    "_salvage": CORE,
     "_views": CORE,
     "_wire": ["csrc/text.c", "csrc/wire.c"],
 }
@@ -55,7 +56,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("_engine"), extension("_views"), extension("_wire")],
+        [extension(name) for name in C_SOURCES],
         build_dir=None if BUILD == "trace" else "build/cython",
         compiler_directives=DIRECTIVES,
     )

@@ -21,6 +21,8 @@ EXIT_INTERRUPTED = 130
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 HostPort = Annotated[str | None, typer.Option(metavar="HOST:PORT")]
+ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML settings")]
+DataFolder = Annotated[str | None, typer.Option(metavar="DIR", help="where tasks are kept")]
 Token = Annotated[str, typer.Option(metavar="TOKEN")]
 Words = Annotated[list[str] | None, typer.Option(metavar="NAME", help="repeatable")]
 
@@ -53,8 +55,8 @@ def codeq(
 
 @app.command()
 def serve(
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML settings")] = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="where tasks are kept")] = None,
+    config: ConfigFile = None,
+    data: DataFolder = None,
     http: HostPort = None,
     producer_stream: HostPort = None,
     worker_stream: HostPort = None,
@@ -281,6 +283,72 @@ def config_show(
         value = row.value if isinstance(row.value, str) else json.dumps(row.value)
         print(f"{row.key:<{width}}  {row.source:<11}  {value}".rstrip())
     return 0
+
+
+@app.command()
+def check(
+    data: DataFolder = None,
+    config: ConfigFile = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="keep what can be kept; accept and list what cannot")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> int:
+    """Reads a whole data folder while no server uses it, and says whether it is sound.
+
+    Changes nothing without --repair; with it, the old files stay in a folder beside the new ones.
+    Ends with 0 when all is sound or repaired without a loss, with 1 when something is lost.
+    """
+    from codeq import maintenance
+
+    return maintenance.check(_data_folder(data, config), repair=repair, as_json=as_json)
+
+
+@app.command()
+def backup(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    base_url: Annotated[
+        str, typer.Option(envvar="CODEQ_BASE_URL", metavar="URL")
+    ] = "http://localhost:8080",
+    token: Annotated[
+        str,
+        typer.Option(
+            "--token",
+            "--producer-token",
+            envvar="CODEQ_PRODUCER_TOKEN",
+            metavar="TOKEN",
+            help="of a producer with the scope codeq:operator",
+        ),
+    ] = "",
+) -> int:
+    """Has a running server copy its store to the folder NAME in its backupDir."""
+    from codeq import maintenance
+
+    return maintenance.backup(base_url, token, name)
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="the folder of a backup")],
+    data: DataFolder = None,
+    config: ConfigFile = None,
+) -> int:
+    """Makes the empty folder --data a copy of BACKUP, for codeq serve to start from."""
+    from codeq import maintenance
+
+    return maintenance.restore(backup, _data_folder(data, config))
+
+
+def _data_folder(data: str | None, config: Path | None) -> Path:
+    """Where the tasks are, by flag, file and environment; a bad setting is a usage error."""
+    from codeq import config as settings
+
+    flags = {} if data is None else {"persistenceConfig.path": data}
+    try:
+        tree = settings.load(None if config is None else str(config), os.environ, flags)
+    except settings.ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    return Path(tree.persistence_config.path)
 
 
 def _refuse(message: str) -> int:

@@ -235,7 +235,6 @@ ALIASES = {
 #: default stops the start, because the server would not do what it asks for. False: alone it asks
 #: for nothing, so it is taken with a warning. The longest name that fits a key counts.
 NOT_AVAILABLE: dict[str, bool] = {
-    "backupDir": False,
     "raft": False,
     "raft.enabled": True,
 }

@@ -109,6 +109,13 @@ class Cleaned(Struct):
     limit: int
 
 
+class BackupMade(Struct):
+    """Answer of POST /admin/backup."""
+
+    path: str
+    bytes: int
+
+
 class ItemRefusal(Struct, rename="camel", omit_defaults=True):
     """Stands in a batch's answer where the refused item was; ``task_id`` for results only."""
 
@@ -291,6 +298,12 @@ class CleanupBody(Struct):
 
     limit: int | None = None
     before: str | None = None
+
+
+class BackupBody(Struct):
+    """Body of POST /admin/backup."""
+
+    name: str
 
 
 # --- times ---------------------------------------------------------------------------------------

@@ -694,8 +694,10 @@ bool cq_log_straggler(cq_engine *engine, uint64_t *from, uint64_t *to);
 /* Copies what is still needed of a chunk. CQ_MALFORMED: no chunk. */
 cq_status cq_log_carry(cq_engine *engine, uint64_t seq, cq_bytes chunk, int64_t now_ms,
                        uint32_t *count);
-/* Frees the buckets and detached slots that have ended; unless loading, writes the directories. */
+/* Frees the buckets and detached slots that have ended; unless loading, writes the directories. A
+ * salvage writes them too, and reserves room for them before. */
 void cq_log_settle(cq_engine *engine);
+cq_status cq_log_reserve_settle(cq_engine *engine);
 
 /* === engine.c: the engine as a whole, and what every transition does to a slot ================ */
 
@@ -740,6 +742,7 @@ struct cq_engine {
     int64_t body_bytes, live_bytes; /* stored bodies: in memory; of live tasks and dead letters */
     uint64_t scan_next;             /* loading: sequence expected next */
     bool loading;
+    bool salvaging; /* loading a damaged log, and making its entries again */
 };
 
 cq_engine *cq_engine_new(const cq_settings *settings); /* NULL without memory */
@@ -849,6 +852,13 @@ cq_status cq_load_head(cq_engine *engine, cq_bytes head, uint32_t *shard_count);
 cq_status cq_load_segment(cq_engine *engine, cq_bytes key, cq_bytes value);
 cq_status cq_load_chunk(cq_engine *engine, uint64_t seq, cq_bytes chunk);
 cq_status cq_load_done(cq_engine *engine, int64_t now_ms, int64_t grace_ms);
+/* Instead of the first three, for a damaged log: every chunk from the tail on, record by record.
+ * All that stands beside the chunks is made again and put. CQ_MALFORMED: the record does not fit to
+ * what came before, and nothing changed. */
+cq_status cq_salvage_begin(cq_engine *engine, uint64_t tail, uint64_t next_seq,
+                           uint64_t next_number, int64_t last_id_ms);
+cq_status cq_salvage_record(cq_engine *engine, const cq_record *record);
+cq_status cq_salvage_chunk(cq_engine *engine, size_t chunk_len); /* its records are through */
 /* Where a task has its records, by a directory or an entry of its `own`. CQ_FULL: nowhere. */
 cq_status cq_directory_read(cq_bytes value, bool own, uint64_t number, uint64_t *created,
                             uint64_t *ended);

@@ -308,6 +308,12 @@ void cq_log_webhook(cq_engine *engine, const cq_slot *slot, uint64_t ended_seq)
 
 /* --- the end of a task ------------------------------------------------------------------------ */
 
+/* What is loaded has its entries on disk, unless they are what is made again. */
+static bool puts_entries(const cq_engine *engine)
+{
+    return !engine->loading || engine->salvaging;
+}
+
 cq_status cq_log_reserve_end(cq_engine *engine)
 {
     cq_log *log = &engine->log;
@@ -328,7 +334,7 @@ void cq_log_final(cq_engine *engine, cq_slot *slot)
     }
     uint64_t number = cq_id_number(slot->id);
     if (slot->flags & CQ_FLAG_DETACHED) {
-        if (slot->state != CQ_GONE && !engine->loading)
+        if (slot->state != CQ_GONE && puts_entries(engine))
             put_own(log, slot);
         log->ended.items[log->ended.count++] = number;
         return;
@@ -359,12 +365,19 @@ static void close_bucket(cq_engine *engine, uint64_t bucket)
     cq_table_close(&engine->table, bucket);
 }
 
+cq_status cq_log_reserve_settle(cq_engine *engine)
+{
+    cq_log *log = &engine->log;
+    size_t directory = ENTRY_FRAME + KEY_BYTES + CQ_DIRECTORY_BYTES;
+    return reserve(&log->puts, log->closing.count * directory);
+}
+
 void cq_log_settle(cq_engine *engine)
 {
     cq_log *log = &engine->log;
     for (uint32_t i = 0; i < log->closing.count; i++) {
         uint64_t bucket = log->closing.items[i];
-        if (!engine->loading)
+        if (puts_entries(engine))
             put_directory(log, cq_table_block(&engine->table, bucket), bucket);
         close_bucket(engine, bucket);
     }

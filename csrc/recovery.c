@@ -187,7 +187,10 @@ static cq_status find_carried(cq_engine *engine, const cq_record *record, cq_slo
             return CQ_NO_MEMORY;
         (*slot)->flags = CQ_FLAG_DETACHED;
         (*slot)->state = CQ_GONE; /* owns nothing until it is filled */
-        return fill(engine, *slot, record);
+        cq_status status = fill(engine, *slot, record);
+        if (status != CQ_DONE)
+            cq_table_forget(&engine->table, *slot);
+        return status;
     }
     leave(engine, *slot);
     if (!((*slot)->flags & CQ_FLAG_DETACHED))
@@ -281,6 +284,8 @@ static cq_status load_change(cq_engine *engine, uint64_t seq, const cq_record *r
     case CQ_RECORD_CLAIMED:
         return load_claimed(engine, slot, record);
     case CQ_RECORD_KEPT:
+        if (slot->state != CQ_LEASED)
+            return CQ_MALFORMED;
         slot->due_ms = record->due_ms;
         slot->updated_ms = record->at_ms;
         return CQ_DONE;
@@ -335,6 +340,39 @@ cq_status cq_load_chunk(cq_engine *engine, uint64_t seq, cq_bytes chunk)
     return status == CQ_FULL ? CQ_DONE : status;
 }
 
+/* --- salvage ---------------------------------------------------------------------------------- */
+
+cq_status cq_salvage_begin(cq_engine *engine, uint64_t tail, uint64_t next_seq,
+                           uint64_t next_number, int64_t last_id_ms)
+{
+    CQ_ASSERT(engine->next_number == 0 && tail >= 1 && next_seq >= tail);
+    cq_log_free(engine);
+    if (cq_log_init(&engine->log, tail, tail / CQ_SEGMENT_CHUNKS, next_seq) != CQ_DONE)
+        return CQ_NO_MEMORY;
+    engine->log.changed = true;
+    engine->next_number = next_number;
+    engine->last_id_ms = last_id_ms;
+    engine->scan_next = tail;
+    engine->loading = engine->salvaging = true;
+    return CQ_DONE;
+}
+
+cq_status cq_salvage_record(cq_engine *engine, const cq_record *record)
+{
+    return load_record(engine, engine->scan_next, record);
+}
+
+cq_status cq_salvage_chunk(cq_engine *engine, size_t chunk_len)
+{
+    CQ_ASSERT(engine->salvaging && engine->scan_next < engine->log.next_seq);
+    if (cq_log_reserve_settle(engine) != CQ_DONE)
+        return CQ_NO_MEMORY;
+    cq_log_weigh(&engine->log, engine->scan_next, chunk_len);
+    engine->scan_next++;
+    cq_log_settle(engine);
+    return CQ_DONE;
+}
+
 /* --- done ------------------------------------------------------------------------------------- */
 
 /* A number that was given out and not read stands elsewhere: its bucket is closed, or it was
@@ -352,6 +390,7 @@ static cq_status settle_bucket(cq_engine *engine, cq_block *block, uint64_t buck
     return block->open == 0 ? cq_numbers_append(&engine->log.closing, bucket) : CQ_DONE;
 }
 
+/* The same for all of them. CQ_NO_MEMORY: some are not settled, the load has failed. */
 static cq_status settle_buckets(cq_engine *engine)
 {
     cq_table *table = &engine->table;
@@ -364,6 +403,8 @@ static cq_status settle_buckets(cq_engine *engine)
         if (block != NULL && settle_bucket(engine, block, table->first_bucket + i) != CQ_DONE)
             return CQ_NO_MEMORY;
     }
+    if (engine->salvaging && cq_log_reserve_settle(engine) != CQ_DONE)
+        return CQ_NO_MEMORY;
     cq_log_settle(engine);
     return CQ_DONE;
 }
@@ -446,7 +487,7 @@ cq_status cq_load_done(cq_engine *engine, int64_t now_ms, int64_t grace_ms)
         lease_end_min_ms = INT64_MAX;
     if (settle_buckets(engine) != CQ_DONE)
         return CQ_NO_MEMORY;
-    engine->loading = false;
+    engine->loading = engine->salvaging = false;
     engine->now_ms = now_ms;
     return place_all(engine, now_ms, lease_end_min_ms);
 }

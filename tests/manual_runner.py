@@ -40,6 +40,9 @@ class ManualRunner:
         result = work()
         self._soon.append(lambda: done(result))
 
+    def aside(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+        self._soon.append(lambda: done(work()))
+
     def soon(self, call: Callable[[], None]) -> None:
         self._soon.append(call)
 

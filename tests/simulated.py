@@ -33,9 +33,6 @@ class MemoryStore:
         self.told = 0
         self._sorted: list[bytes] | None = None
 
-    def synced_sequence(self) -> int:
-        return 0
-
     def sequence(self) -> int:
         return self.written
 

@@ -268,11 +268,10 @@ def test_settings_of_missing_features() -> None:
     environ = {
         "RAFT_ENABLED": "true",
         "RAFT_SELF_ID": "n1",
-        "BACKUP_DIR": "/backups",
     }
     stops, warns = config.unavailable_settings(load(environ=environ))
     assert [line.partition(":")[0] for line in stops] == ["raft.enabled"]
-    assert [line.partition(":")[0] for line in warns] == ["backupDir", "raft.selfId"]
+    assert [line.partition(":")[0] for line in warns] == ["raft.selfId"]
     assert config.unavailable_settings(load()) == ([], [])
 
 

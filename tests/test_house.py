@@ -42,7 +42,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "codeq.tokens": ("codeq.errors", "codeq.model"),
     "codeq.cli": (
         "codeq.errors", "codeq.model", "codeq.config", "codeq.server", "codeq.client",
-        "codeq.bench", "codeq.demo", "codeq.tokens", "codeq.__version__",
+        "codeq.bench", "codeq.demo", "codeq.maintenance", "codeq.tokens",
+        "codeq.__version__",
+    ),
+    "codeq.maintenance": (
+        "codeq.errors", "codeq.model", "codeq.engine.backup", "codeq.engine.check",
+        "codeq.engine.clock",
     ),
 }  # fmt: skip
 # Rooms that nobody but the named importers may enter.

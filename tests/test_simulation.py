@@ -127,7 +127,8 @@ class Simulation:
             backoff_max_ms=given["backoff_max_seconds"] * 1000,
             straggler_slack_bytes=given["straggler_slack_bytes"],
         )
-        recover(engine, self.store, self.clock, given["num_shards"], grace_ms)
+        window_ms = given["idempotency_window_seconds"] * 1000
+        recover(engine, self.store, self.clock, given["num_shards"], grace_ms, window_ms)
         engine.verify()
         return engine
 

@@ -37,6 +37,9 @@ class Runner(Protocol):
         """Runs ``work`` on the read helper thread, then ``done(result or exception)`` on the
         loop."""
 
+    def aside(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+        """As ``read``, on a thread of its own for work that may take long."""
+
     def soon(self, call: Done) -> None:
         """Calls ``call`` on the loop after the events at hand."""
 

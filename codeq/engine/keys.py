@@ -2,8 +2,11 @@
 
 On disk: `k` + generation (4 bytes) + 128-bit hash of tenant and key; the value holds the task's id,
 the hash of the request and the time of the create. A generation is one window long, so a look-up
-asks this generation and the one before, and a generation that is over goes as one range. An entry
+asks this generation and the one before, and a generation that is over goes as one range. When the
+window is another than that of the last start, ``refile`` gives every entry its new place. An entry
 stays when its task is purged or cleaned up: a key whose task is gone is free all the same.
+
+Time never goes back here, not even over a restart: it is at least that of the last task made.
 """
 
 from __future__ import annotations
@@ -23,10 +26,15 @@ from codeq.engine.store import Store
 
 _ENTRY = struct.Struct("<B16s16sq")
 _VERSION = 1
-_PREFIX = b"k"
+PREFIX, PREFIX_END = b"k", b"l"
+#: stands for a request that nobody knows any more: every one is the same as it
+UNKNOWN_REQUEST = bytes(16)
+REFILED_AT_ONCE = 1_000
 
 
-class _Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True):
+    """What an entry says: which task was made, for what request (hashed), and when."""
+
     task_id: bytes
     request: bytes
     created_ms: int
@@ -36,15 +44,18 @@ class Keys:
     """Finds replays in a batch before it is decided and notes the keys of what was made.
 
     ``window_ms`` is how long a key binds; ``lenient`` answers a different request under a known key
-    with the original task instead of a conflict.
+    with the original task instead of a conflict; ``floor_ms`` is the time of the last task made.
     """
 
-    def __init__(self, engine: Engine, store: Store, window_ms: int, *, lenient: bool) -> None:
+    def __init__(
+        self, engine: Engine, store: Store, window_ms: int, floor_ms: int, *, lenient: bool
+    ) -> None:
         self._engine = engine
         self._store = store
         self._window_ms = window_ms
+        self._floor_ms = floor_ms
         self._lenient = lenient
-        self._open: dict[bytes, _Known] = {}  # keys of the group that is not written yet
+        self._open: dict[bytes, Known] = {}  # keys of the group that is not written yet
 
     def resolve(
         self, creates: Creates, tenant: str, now_ms: int, begin: int, end: int
@@ -56,13 +67,13 @@ class Keys:
         most of it.
         """
         keyed = [
-            (index, _hash(tenant.encode() + b"\0" + key), _hash(request))
+            (index, hash_of(tenant.encode(), key), _hash(request))
             for index, key, request in creates.keyed()
             if begin <= index < end
         ]
         if not keyed:
             return []
-        known = self._known([hashed for _, hashed, _ in keyed], now_ms)
+        known = self._known([hashed for _, hashed, _ in keyed], max(now_ms, self._floor_ms))
         first: dict[bytes, tuple[int, bytes]] = {}
         fresh = []
         for (index, hashed, request), found in zip(keyed, known, strict=True):
@@ -87,15 +98,13 @@ class Keys:
     ) -> list[tuple[bytes, bytes]]:
         """The entries to write for the items of ``fresh`` that became tasks."""
         puts = []
+        now_ms = max(now_ms, self._floor_ms)
         codes = creates.codes
         for index, hashed, request in fresh:
             if codes[index] == errors.OK:
                 task_id = creates.id_bytes(index)
-                self._open[hashed] = _Known(task_id, request, now_ms)
-                entry = _ENTRY.pack(_VERSION, task_id, request, now_ms)
-                puts.append(
-                    (self._key(hashed, now_ms), entry + zlib.crc32(entry).to_bytes(4, "little"))
-                )
+                known = self._open[hashed] = Known(task_id, request, now_ms)
+                puts.append((key_of(hashed, now_ms, self._window_ms), entry_of(known)))
         return puts
 
     def written(self) -> None:
@@ -104,23 +113,22 @@ class Keys:
 
     def expired(self, now_ms: int) -> tuple[bytes, bytes]:
         """The range of generations in which no key binds any more."""
-        generation = max(0, now_ms // self._window_ms - 1)
-        return _PREFIX, _PREFIX + generation.to_bytes(4, "big")
+        generation = max(0, max(now_ms, self._floor_ms) // self._window_ms - 1)
+        return PREFIX, PREFIX + generation.to_bytes(4, "big")
 
-    def _known(self, hashes: list[bytes], now_ms: int) -> list[_Known | None]:
+    def _known(self, hashes: list[bytes], now_ms: int) -> list[Known | None]:
         ask = []
+        window_ms = self._window_ms
         for hashed in hashes:
-            ask += [self._key(hashed, now_ms), self._key(hashed, now_ms - self._window_ms)]
+            ask += [key_of(hashed, at_ms, window_ms) for at_ms in (now_ms, now_ms - window_ms)]
         values = self._store.get(ask)
-        found = [
-            self._binding(
-                self._open.get(hashed) or _decode(values[2 * i] or values[2 * i + 1]), now_ms
-            )
-            for i, hashed in enumerate(hashes)
-        ]
-        return self._with_task(found)
+        found = [self._open.get(hashed) for hashed in hashes]
+        for i, (key, value) in enumerate(zip(ask, values, strict=True)):
+            if value is not None:
+                found[i // 2] = found[i // 2] or read_entry(key, value)
+        return self._with_task([self._binding(known, now_ms) for known in found])
 
-    def _with_task(self, found: list[_Known | None]) -> list[_Known | None]:
+    def _with_task(self, found: list[Known | None]) -> list[Known | None]:
         """Without those whose task is gone. One that left memory with the group before this one
         has its directory in the store already."""
         held = [known and self._engine.holds(known.task_id) for known in found]
@@ -140,29 +148,68 @@ class Keys:
                 raise errors.StoreError(f"the store is damaged: {error}") from error
         return [known if held[i] else None for i, known in enumerate(found)]
 
-    def _binding(self, known: _Known | None, now_ms: int) -> _Known | None:
+    def _binding(self, known: Known | None, now_ms: int) -> Known | None:
         if known is None or now_ms >= known.created_ms + self._window_ms:
             return None
         return known
 
     def _same(self, request: bytes, other: bytes) -> bool:
-        return self._lenient or request == other
+        return self._lenient or request in (other, UNKNOWN_REQUEST)
 
-    def _key(self, hashed: bytes, at_ms: int) -> bytes:
-        return _PREFIX + max(0, at_ms // self._window_ms).to_bytes(4, "big") + hashed
+
+def refile(store: Store, window_ms: int) -> None:
+    """Gives every entry the place it has under this window; of two for one key the later counts.
+    Can be interrupted and repeated. Raises StoreError at a damaged entry."""
+    begin = PREFIX
+    while seen := list(store.scan(begin, PREFIX_END, REFILED_AT_ONCE)):
+        moved: dict[bytes, Known] = {}
+        left = []
+        for key, value in seen:
+            known = read_entry(key, value)
+            place = key_of(key[-16:], known.created_ms, window_ms)
+            if place != key:
+                left.append(key)
+                moved[place] = _later(moved.get(place), known)
+        there = store.get(list(moved))
+        for place, found in zip(list(moved), there, strict=True):
+            if found is not None and place not in left:
+                moved[place] = _later(read_entry(place, found), moved[place])
+        store.write([(place, entry_of(known)) for place, known in moved.items()], left)
+        begin = seen[-1][0] + b"\0"
+
+
+def key_of(hashed: bytes, at_ms: int, window_ms: int) -> bytes:
+    """The key of an entry of this time."""
+    return PREFIX + max(0, at_ms // window_ms).to_bytes(4, "big") + hashed
+
+
+def hash_of(tenant: bytes, key: bytes) -> bytes:
+    """What stands for a tenant's idempotency key on disk."""
+    return _hash(tenant + b"\0" + key)
+
+
+def entry_of(known: Known) -> bytes:
+    """The value of an entry."""
+    entry = _ENTRY.pack(_VERSION, known.task_id, known.request, known.created_ms)
+    return entry + zlib.crc32(entry).to_bytes(4, "little")
+
+
+def read_entry(key: bytes, value: bytes) -> Known:
+    """What an entry says; StoreError with its key when it is damaged."""
+    entry, check = value[: _ENTRY.size], value[_ENTRY.size :]
+    if len(entry) < _ENTRY.size or zlib.crc32(entry).to_bytes(4, "little") != check:
+        raise errors.StoreError(f"the store is damaged: idempotency key entry {key.hex()}")
+    version, task_id, request, created_ms = _ENTRY.unpack(entry)
+    if version != _VERSION:
+        raise errors.StoreError(
+            f"the idempotency key entry {key.hex()} has the unknown version {version}"
+        )
+    return Known(task_id, request, created_ms)
+
+
+def _later(one: Known | None, other: Known) -> Known:
+    return one if one is not None and one.created_ms > other.created_ms else other
 
 
 def _hash(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
-
-
-def _decode(value: bytes | None) -> _Known | None:
-    if value is None:
-        return None
-    entry, check = value[: _ENTRY.size], value[_ENTRY.size :]
-    if zlib.crc32(entry).to_bytes(4, "little") != check:
-        raise errors.StoreError("an idempotency key entry is damaged (prefix k)")
-    version, task_id, request, created_ms = _ENTRY.unpack(entry)
-    if version != _VERSION:
-        raise errors.StoreError(f"an idempotency key entry has the unknown version {version}")
-    return _Known(task_id, request, created_ms)

@@ -6,7 +6,9 @@ import logging
 
 import msgspec
 
+from codeq.engine import keys
 from codeq.engine._engine import Engine
+from codeq.engine._salvage import read_head
 from codeq.engine.clock import Clock
 from codeq.engine.reader import CHUNK_PREFIX, chunk_key
 from codeq.engine.store import Store
@@ -20,25 +22,35 @@ HEAD_KEY = b"mhead"
 #: Progress is logged at least so often while the log is read
 PROGRESS_SECONDS = 2
 PROGRESS_CHUNKS = 1_000  # between two looks at the clock
+#: entries that are written together with a head
+NEVER_WITHOUT_HEAD = ((b"c", b"d"), (b"d", b"f"), (b"k", b"l"), (b"s", b"t"), (b"w", b"x"))
 
 
 class Meta(msgspec.Struct, forbid_unknown_fields=False):
-    """What a store says of itself, as JSON under `m` + "meta"."""
+    """What a store says of itself, as JSON under `m` + "meta".
+
+    ``key_window_ms`` is the window by which the idempotency keys are filed; 0 = not known.
+    """
 
     format: int
     num_shards: int
+    key_window_ms: int = 0
 
 
 def recover(
-    engine: Engine, store: Store, clock: Clock, num_shards: int, lease_grace_ms: int
+    engine: Engine,
+    store: Store,
+    clock: Clock,
+    num_shards: int,
+    lease_grace_ms: int,
+    key_window_ms: int,
 ) -> None:
-    """Checks the store and rebuilds the engine from it, in one pass over the log of chunks.
+    """Checks the store and rebuilds the engine from it, in one pass over the log of chunks. Files
+    the idempotency keys again when their window has changed.
 
-    Raises StoreError: not a store, a newer format, another shard count, a lost log, a damaged
-    record.
+    Raises StoreError: not a store, a newer format, another shard count, a damaged record.
     """
-    _check_log(store)
-    _check_meta(store, num_shards)
+    _check_meta(store, num_shards, key_window_ms)
     began_s = clock.monotonic_s()
     try:
         chunks = _load(engine, store, clock, lease_grace_ms)
@@ -52,31 +64,23 @@ def recover(
     )
 
 
-def _check_log(store: Store) -> None:
-    """RocksDB opens without an error after a damaged byte in the middle of its log and drops what
-    follows; the noted number tells."""
-    synced, found = store.synced_sequence(), store.sequence()
-    if found < synced:
-        raise StoreError(
-            f"data folder {store.path} lost a part of its log: writes up to number {synced} were "
-            f"synced, only {found} came back"
-        )
+def last_id_ms(store: Store) -> int:
+    """The time in the newest id of a store that was recovered; 0 when it has made none."""
+    value = store.get([HEAD_KEY])[0]
+    head = None if value is None else read_head(value)
+    return 0 if head is None else head[3]
 
 
-def _check_meta(store: Store, num_shards: int) -> None:
+def _check_meta(store: Store, num_shards: int, key_window_ms: int) -> None:
     value = store.get([META_KEY])[0]
     if value is None:
         if next(store.scan(b"\0", b"\xff", 1), None) is not None:
             raise StoreError(f"data folder {store.path} holds something that is no codeq store")
-        store.write([(META_KEY, msgspec.json.encode(Meta(format=FORMAT, num_shards=num_shards)))])
-        store.sync(store.sequence())
+        _write_meta(store, num_shards, key_window_ms)
         return
-    try:
-        meta = msgspec.json.decode(value, type=Meta)
-    except msgspec.MsgspecError as error:
-        raise StoreError(
-            f"data folder {store.path} has an unreadable format entry: {error}"
-        ) from error
+    meta = read_meta(value)
+    if meta is None:
+        raise StoreError(f"data folder {store.path} is damaged: its format (key mmeta)")
     if meta.format != FORMAT:
         raise StoreError(
             f"data folder {store.path} has format {meta.format}, this codeq reads format {FORMAT}"
@@ -85,10 +89,30 @@ def _check_meta(store: Store, num_shards: int) -> None:
         raise StoreError(
             f"data folder {store.path} was made with numShards {meta.num_shards}, not {num_shards}"
         )
+    if meta.key_window_ms != key_window_ms:
+        keys.refile(store, key_window_ms)
+        _write_meta(store, num_shards, key_window_ms)
+
+
+def read_meta(value: bytes) -> Meta | None:
+    """What the store says of itself; None when it cannot be read."""
+    try:
+        return msgspec.json.decode(value, type=Meta)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _write_meta(store: Store, num_shards: int, key_window_ms: int) -> None:
+    meta = Meta(format=FORMAT, num_shards=num_shards, key_window_ms=key_window_ms)
+    store.write([(META_KEY, msgspec.json.encode(meta))])
+    store.sync(store.sequence())
 
 
 def _load(engine: Engine, store: Store, clock: Clock, lease_grace_ms: int) -> int:
-    start = engine.load_head(store.get([HEAD_KEY])[0])
+    head = store.get([HEAD_KEY])[0]
+    if head is None and any(next(store.scan(*ends, 1), None) for ends in NEVER_WITHOUT_HEAD):
+        raise ValueError("the head (key mhead) is missing")
+    start = engine.load_head(head)
     for key, value in store.scan(b"s", b"t"):
         engine.load_segment(key, value)
     count = 0

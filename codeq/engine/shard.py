@@ -19,6 +19,7 @@ from codeq.engine import _engine, targets
 from codeq.engine._engine import Claim, Engine
 from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes, parse_id
+from codeq.engine.backup import Backups
 from codeq.engine.claims import ClaimRequest, Claims, Delivery, Waiter
 from codeq.engine.cleanup import Cleanup
 from codeq.engine.clock import Clock
@@ -29,7 +30,7 @@ from codeq.engine.listing import Listing
 from codeq.engine.pauses import Pauses
 from codeq.engine.queues import Queues
 from codeq.engine.reader import LOOKS_MAX, Reader
-from codeq.engine.recovery import recover
+from codeq.engine.recovery import last_id_ms, recover
 from codeq.engine.retention import Retention
 from codeq.engine.store import Store
 from codeq.engine.subscriptions import Subscriptions
@@ -54,6 +55,7 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a shard needs of the settings; names and defaults as in the settings tree."""
 
     path: Path
+    backup_dir: Path = Path("codeq-backups")
     fsync_on_commit: bool = True
     num_shards: int = 1
     default_lease_seconds: int = 300
@@ -139,6 +141,7 @@ class Shard:
             engine,
             store,
             settings.idempotency_window_seconds * 1000,
+            last_id_ms(store),
             lenient=settings.idempotency_lenient,
         )
         self._waits: dict[bytes, list[ResultWait]] = {}
@@ -162,6 +165,9 @@ class Shard:
         self.deliveries = Deliveries(engine, store, runner, self.journal)
         self.subscriptions = Subscriptions(
             engine, store, runner, self.journal, clock, settings.subscription_cleanup_seconds * 1000
+        )
+        self.backups = Backups(
+            settings.backup_dir, store, clock, runner, settings.disk_reserve_bytes
         )
         self._retention = Retention(
             engine, store, runner, self.journal, self._keys, self.deliveries
@@ -193,7 +199,14 @@ class Shard:
                 command_labels_max=settings.command_labels_max,
                 straggler_slack_bytes=settings.straggler_slack_bytes,
             )
-            recover(engine, store, clock, settings.num_shards, settings.lease_grace_seconds * 1000)
+            recover(
+                engine,
+                store,
+                clock,
+                settings.num_shards,
+                settings.lease_grace_seconds * 1000,
+                settings.idempotency_window_seconds * 1000,
+            )
             return cls(settings, clock, runner, store, engine, fault)
         except BaseException:
             store.close()

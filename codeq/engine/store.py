@@ -6,10 +6,13 @@ loop thread; ``sync`` and ``get`` with a list release it and belong to helper th
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import shutil
 import struct
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,16 @@ from rocksdict import (
     AccessType,
     BlockBasedOptions,
     Cache,
+    Checkpoint,
     DBCompressionType,
+    DBRecoveryMode,
     Options,
     Rdict,
     WriteBatch,
     WriteOptions,
 )
 
+from codeq.engine import folder
 from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.store")
@@ -39,6 +45,8 @@ CHUNKS, LOG = b"c", "log"
 #: name of the file that remembers what the last sync covered
 SYNCED_NAME = "SYNCED"
 _SYNCED = struct.Struct("<QQ")  # sequence number, its complement
+_LISTED = struct.Struct("<QQQ")  # behind it: number and size of the MANIFEST, complement of both
+_ONES = (1 << 64) - 1
 
 Deletion = tuple[bytes, bytes]  # a range of keys [from, to)
 
@@ -80,11 +88,13 @@ class Store:
         self._synced_fd = -1
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # Any: the types of rocksdict do not know that in raw mode all is bytes
+            folder.require_store_or_empty(path)
             _check_families(path)
+            _check_log(path)
             cache = Cache(BLOCK_CACHE_BYTES)
             options = _options(cache)
             options.create_missing_column_families(True)
+            # Any: the types of rocksdict do not know that in raw mode all is bytes
             self._db: Any = Rdict(
                 str(path),
                 options,
@@ -98,15 +108,8 @@ class Store:
         except Exception as error:  # rocksdict raises bare Exception
             raise StoreError(_open_failure(path, str(error))) from error
         self._write_options = WriteOptions()
+        self._manifest = Manifest(path)
         self._synced_fd = os.open(path / SYNCED_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-
-    def synced_sequence(self) -> int:
-        """The sequence number the last noted sync covered; 0 when none was noted."""
-        data = os.pread(self._synced_fd, _SYNCED.size, 0)
-        if len(data) < _SYNCED.size:
-            return 0
-        sequence, complement = _SYNCED.unpack(data)
-        return sequence if sequence ^ complement == (1 << 64) - 1 else 0
 
     def sequence(self) -> int:
         """RocksDB's number of the newest write."""
@@ -139,26 +142,26 @@ class Store:
         thread."""
         self._db.flush_wal(True)
         self.note_synced(sequence)
+        listed = self._manifest.synced()
+        if listed is not None:
+            os.pwrite(self._synced_fd, listed, _SYNCED.size)
 
     def note_synced(self, sequence: int) -> None:
         """Notes, without a sync of its own, that writes up to ``sequence`` are on disk."""
-        os.pwrite(self._synced_fd, _SYNCED.pack(sequence, sequence ^ ((1 << 64) - 1)), 0)
+        os.pwrite(self._synced_fd, _synced_bytes(sequence), 0)
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of the keys, None where absent; keys of chunks are not asked together with
         others. Releases the GIL. Raises StoreError."""
-        try:
-            found: list[bytes | None] = self._family(keys[0]).get(keys) if keys else []
-        except Exception as error:  # rocksdict raises bare Exception
-            raise StoreError(f"read of the store failed: {error}") from error
-        return found
+        return _get(self._family(keys[0]), keys) if keys else []
 
     def scan(self, begin: bytes, end: bytes, limit: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in [begin, end) in order, at most ``limit`` (0 = all)."""
-        for count, (key, value) in enumerate(self._family(begin).items(from_key=begin)):
-            if key >= end or (limit and count >= limit):
+        """Keys and values in [begin, end) in order, at most ``limit`` (0 = all). Raises StoreError
+        where the folder is damaged."""
+        for count, entry in enumerate(_walk(self._family(begin), begin, end)):
+            if limit and count >= limit:
                 return
-            yield key, value
+            yield entry
 
     def _family(self, key: bytes) -> Any:
         return self._log if key[:1] == CHUNKS else self._db
@@ -169,8 +172,30 @@ class Store:
 
     def free_bytes(self) -> int:
         """Bytes a normal process may still write on the file system of the folder."""
-        stat = os.statvfs(self.path)
-        return stat.f_bavail * stat.f_frsize
+        return folder.free_bytes(self.path)
+
+    def unflushed_bytes(self) -> int:
+        """Bytes that ``flush`` would write to tables."""
+        name = "rocksdb.cur-size-all-mem-tables"
+        return sum(int(family.property_int_value(name) or 0) for family in (self._db, self._log))
+
+    def flush(self) -> None:
+        """Writes to tables what so far stands in the log only. Any thread; releases the GIL."""
+        try:
+            self._log.flush(True)
+            self._db.flush(True)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(f"flush of the store failed: {error}") from error
+
+    def checkpoint(self, to: Path) -> None:
+        """Makes the new folder ``to``, on the same file system, hold what the store holds now.
+        Holds the GIL, for long unless ``flush`` was called just before. Files that are written to
+        later are not shared."""
+        try:
+            Checkpoint(self._db).create_checkpoint(str(to))
+            folder.unshare(to, ".log")
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(f"checkpoint of the store failed: {error}") from error
 
     def close(self) -> None:
         """Closes the folder; the lock is free afterwards."""
@@ -178,6 +203,281 @@ class Store:
         self._log.close()
         self._db.close()
         os.close(self._synced_fd)
+        self._manifest.close()
+
+
+class Manifest:
+    """RocksDB's list of its tables. It is read up to where it breaks off, as if there had been no
+    more; so it is noted how long it was, once that is on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._number = self._size = 0
+        self._open()
+
+    def synced(self) -> bytes | None:
+        """What to note: None when the list is as it was at the last call."""
+        now = os.fstat(self._fd)
+        if now.st_nlink == 0:  # RocksDB has begun another one
+            self._open()
+            now = os.fstat(self._fd)
+        if now.st_size == self._size:
+            return None
+        os.fsync(self._fd)
+        self._size = now.st_size
+        return _LISTED.pack(self._number, self._size, self._number ^ self._size ^ _ONES)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        self.close()
+        name = (self._path / "CURRENT").read_text().strip()
+        self._number = int(name.rpartition("-")[2])
+        self._size = 0
+        self._fd = os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def cut_manifest(path: Path) -> str | None:
+    """Says that the list of tables is shorter than it was, if that can be told."""
+    try:
+        noted = (path / SYNCED_NAME).read_bytes()[_SYNCED.size :]
+        current = (path / "CURRENT").read_text().strip()
+        there = (path / current).stat().st_size
+    except (OSError, UnicodeDecodeError):
+        return None  # other checks will tell
+    if len(noted) != _LISTED.size:
+        return None
+    number, size, check = _LISTED.unpack(noted)
+    if number ^ size ^ _ONES != check or f"MANIFEST-{number:06}" != current or there >= size:
+        return None
+    return f"{current} has {there} of its {size} bytes"
+
+
+class Reading:
+    """A folder opened without any change to it, by a process that keeps every server out.
+
+    ``skip``: records of the log behind a damaged one are read as well; else reading ends there, as
+    a start would. ``scratch`` is an empty folder for links to the files and for what RocksDB wants
+    to write down. Raises StoreError.
+    """
+
+    def __init__(self, path: Path, scratch: Path, *, skip: bool = False) -> None:
+        self._path = path
+        self._view = scratch / "view"
+        _link(path, self._view)
+        self._open(self._view, skip)
+
+    @classmethod
+    def listed_again(cls, path: Path, scratch: Path) -> Reading:
+        """Opens the tables and logs that can be read, whatever the lists of RocksDB say.
+
+        RocksDB drops what its logs say of a family that no table belongs to, hence a table of
+        ours."""
+        reading = cls.__new__(cls)
+        reading._path, reading._view = path, scratch / "view"
+        _link(path, reading._view, ".sst", ".log")
+        options = Options(raw_mode=True)
+        options.set_db_log_dir(str(scratch))
+        try:
+            table = _table_of_family(scratch / "family")
+            shutil.copyfile(table, reading._view / f"{_highest_number(path) + 1:06}.sst")
+            Rdict.repair(str(reading._view), options)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(reading._words(error)) from error
+        reading._open(reading._view, skip=True)
+        return reading
+
+    def _open(self, path: Path, skip: bool) -> None:
+        options = Options(raw_mode=True)
+        options.set_db_log_dir(str(path.parent))
+        options.create_if_missing(False)
+        if skip:
+            options.set_wal_recovery_mode(DBRecoveryMode.skip_any_corrupted_record())
+        try:
+            families = {LOG: Options(raw_mode=True)} if LOG in Rdict.list_cf(str(path)) else None
+            self._db: Any = Rdict(str(path), options, families, AccessType.read_only(False))
+            self._log: Any = self._db.get_column_family(LOG) if families else None
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(self._words(error)) from error
+
+    def _words(self, error: Exception) -> str:
+        words = error.message if isinstance(error, StoreError) else str(error)
+        return words.replace(str(self._view), str(self._path))
+
+    def unreadable(self) -> list[str]:
+        """Names of the tables that were left out when the files were listed again."""
+        return sorted(file.name for file in (self._view / "lost").glob("*.sst"))
+
+    def sequence(self) -> int:
+        """RocksDB's number of the newest write that was found."""
+        return int(self._db.latest_sequence_number())
+
+    def get(self, keys: list[bytes]) -> list[bytes | None]:
+        """As of Store; None also where it cannot be read, which ``scan`` tells."""
+        family = self._family(keys[0]) if keys else None
+        if family is None:
+            return [None] * len(keys)
+        try:
+            return _get(family, keys)
+        except StoreError:
+            return [None] if len(keys) == 1 else [v for key in keys for v in self.get([key])]
+
+    def scan(
+        self, begin: bytes, end: bytes, lost: Callable[[bytes, bytes, str], None]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in [begin, end) in order. Where blocks cannot be read ``lost`` is told
+        the last key before, the first key or bound behind, and RocksDB's words."""
+        family = self._family(begin)
+        key = begin
+        while family is not None:
+            try:
+                for entry in _walk(family, key, end):
+                    yield entry
+                    key = entry[0] + b"\0"
+                return
+            except StoreError as error:
+                behind = _readable_from(family, key, end)
+                lost(key, behind, self._words(error))
+                key = behind
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+        self._db.close()
+
+    def _family(self, key: bytes) -> Any:
+        return self._log if key[:1] == CHUNKS else self._db
+
+
+class FolderLock:
+    """Keeps servers away from a folder; StoreError when one is at work there."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = -1
+        if (path / "LOCK").exists():
+            self._fd = os.open(path / "LOCK", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(self._fd)
+                raise StoreError(f"data folder {path} is in use by another process") from None
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def synced_sequence(path: Path) -> int:
+    """What the file SYNCED of a folder says; 0 when it says nothing."""
+    try:
+        return _synced_of((path / SYNCED_NAME).read_bytes())
+    except FileNotFoundError:
+        return 0
+
+
+def write_synced(path: Path, sequence: int) -> None:
+    """Gives a folder its file SYNCED."""
+    (path / SYNCED_NAME).write_bytes(_synced_bytes(sequence))
+
+
+def _link(path: Path, to: Path, *suffixes: str) -> None:
+    """Makes the new folder ``to`` hold links to the files of ``path`` with these suffixes, or to
+    all; one that rocksdict writes anew at each opening is left out."""
+    to.mkdir()
+    for file in folder.content(path):
+        wanted = not suffixes or file.suffix in suffixes
+        if wanted and file.name not in ("LOCK", "rocksdict-config.json"):
+            (to / file.name).symlink_to(file.resolve())
+
+
+def _table_of_family(path: Path) -> Path:
+    """A table that belongs to the family of chunks, with a key that is none."""
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    there: Any = Rdict(str(path), options, {LOG: Options(raw_mode=True)})
+    chunks = there.get_column_family(LOG)
+    chunks.put(b"\0", b"")
+    chunks.flush(True)
+    chunks.close()
+    there.close()
+    return next(path.glob("*.sst"))
+
+
+def _highest_number(path: Path) -> int:
+    return max((int(f.stem) for f in path.iterdir() if f.stem.isdecimal()), default=0)
+
+
+def _synced_of(data: bytes) -> int:
+    if len(data) < _SYNCED.size:
+        return 0
+    sequence, complement = _SYNCED.unpack(data[: _SYNCED.size])
+    return int(sequence) if sequence ^ complement == _ONES else 0
+
+
+def _synced_bytes(sequence: int) -> bytes:
+    return _SYNCED.pack(sequence, sequence ^ _ONES)
+
+
+def _get(family: Any, keys: list[bytes]) -> list[bytes | None]:
+    try:
+        found: list[bytes | None] = family.get(keys)
+    except Exception as error:  # rocksdict raises bare Exception
+        raise StoreError(f"read of the store failed: {error}") from error
+    return found
+
+
+def _walk(family: Any, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Not ``items()``, which ends at a damaged block as if nothing came behind it."""
+    at = family.iter()
+    at.seek(begin)
+    while at.valid():
+        key = at.key()
+        if key >= end:
+            return
+        yield key, at.value()
+        at.next()
+    try:
+        at.status()
+    except Exception as error:  # rocksdict raises bare Exception
+        raise StoreError(f"read of the store failed: {error}") from error
+
+
+KEY_BYTES_MAX = 32
+
+
+def _readable_from(family: Any, key: bytes, end: bytes) -> bytes:
+    """The least key behind a damaged block from which reading goes on, or ``end``."""
+    at = family.iter()
+
+    def readable(number: int) -> bool:
+        at.seek(number.to_bytes(KEY_BYTES_MAX, "big"))
+        if at.valid():
+            return True
+        try:
+            at.status()
+        except Exception:  # rocksdict raises bare Exception
+            return False
+        return True
+
+    low, top = (int.from_bytes(bound.ljust(KEY_BYTES_MAX, b"\0"), "big") for bound in (key, end))
+    step = 1 << 8 * (KEY_BYTES_MAX - min(len(key), KEY_BYTES_MAX))
+    high = min(low + step, top)
+    while high < top and not readable(high):
+        low, step = high, step * 2
+        high = min(low + step, top)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if readable(middle):
+            high = middle
+        else:
+            low = middle
+    return end if high == top else high.to_bytes(KEY_BYTES_MAX, "big")
 
 
 def _check_families(path: Path) -> None:
@@ -190,6 +490,35 @@ def _check_families(path: Path) -> None:
     there.close()
     if not empty:
         raise StoreError(f"data folder {path} holds something that is no codeq store")
+
+
+def _check_log(path: Path) -> None:
+    """RocksDB opens without an error after a damaged byte in the middle of its log, drops what
+    follows, and may remove it for good; the noted number tells before that happens."""
+    cut = cut_manifest(path)
+    if cut is not None:
+        raise StoreError(f"data folder {path} is damaged: {cut}; see codeq check")
+    synced, logs = synced_sequence(path), logs_of(path)
+    if not synced or not logs:
+        return
+    with tempfile.TemporaryDirectory(prefix="codeq-") as scratch:
+        try:
+            reading = Reading(path, Path(scratch))
+        except StoreError:
+            return  # the opening itself will say what is wrong
+        found = reading.sequence()
+        reading.close()
+    if found < synced:
+        FolderLock(path).release()  # of a folder in use one may see anything
+        raise StoreError(
+            f"data folder {path} lost a part of its log ({', '.join(logs)}): writes up to number "
+            f"{synced} were synced, only {found} came back; see codeq check"
+        )
+
+
+def logs_of(path: Path) -> list[str]:
+    """Names of RocksDB's logs that hold something."""
+    return sorted(file.name for file in path.glob("*.log") if file.stat().st_size)
 
 
 def _open_failure(path: Path, reason: str) -> str:

@@ -127,6 +127,7 @@ class LoopRunner:
         self._clock = clock
         self._sync = Helper(self._loop, "codeq-sync")
         self._reads = Helper(self._loop, "codeq-read")
+        self._aside = Helper(self._loop, "codeq-aside")
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         """Runs ``work`` on the sync thread, then ``done(error)`` on the loop."""
@@ -135,6 +136,10 @@ class LoopRunner:
     def read(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
         """Runs ``work`` on the read thread, then ``done(result or exception)`` on the loop."""
         self._reads.do(work, done)
+
+    def aside(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+        """As ``read``, on a thread for work that may take long."""
+        self._aside.do(work, done)
 
     def soon(self, call: Callable[[], None]) -> None:
         """Calls ``call`` after the events at hand."""
@@ -145,15 +150,16 @@ class LoopRunner:
         return Timer(self._loop, self._clock, when_ms, call).cancel
 
     def stop(self) -> None:
-        """Ends both threads after what they have to do."""
-        self._sync.stop()
-        self._reads.stop()
+        """Ends the threads after what they have to do."""
+        for helper in (self._aside, self._sync, self._reads):
+            helper.stop()
 
 
 def shard_settings(config: Config) -> ShardSettings:
     """What the shard needs of the settings."""
     return ShardSettings(
         path=Path(config.persistence_config.path),
+        backup_dir=Path(config.backup_dir),
         fsync_on_commit=config.persistence_config.fsync_on_commit,
         num_shards=config.persistence_config.num_shards,
         default_lease_seconds=config.default_lease_seconds,
@@ -261,6 +267,8 @@ class Node:
         """Answers what is in hand, each part up to its deadline, then closes the store."""
         if self._rest is not None:
             self._rest.stop()
+        if self._shard is not None:
+            self._shard.backups.stop()
         endings = [listener.stop(STREAMS_STOP_SECONDS) for listener in self._streams.values()]
         if self._http is not None:
             endings.append(self._http.stop(REST_STOP_SECONDS))

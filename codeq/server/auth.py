@@ -222,6 +222,13 @@ class Auth:
             raise AuthError("permission-denied", "admin only")
         return principal
 
+    def operator(self, token: str) -> Principal:
+        """A producer who may do what concerns every tenant."""
+        principal = self.producer(token)
+        if not principal.is_operator:
+            raise AuthError("permission-denied", "operator only")
+        return principal
+
     def _worker_principal(self, token: str) -> Principal:
         try:
             if self._workers is None:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import auth, logs, rest_admin, rest_leases, rest_subscriptions, rest_tasks
+from codeq.server import (
+    auth,
+    logs,
+    rest_admin,
+    rest_leases,
+    rest_operator,
+    rest_subscriptions,
+    rest_tasks,
+)
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     KEYS_UNAVAILABLE,
@@ -91,6 +99,7 @@ STATIC: dict[tuple[str, bytes], Route] = {
     ("POST", PREFIX + b"/workers/subscriptions"): Route(
         _worker(auth.SCOPE_SUBSCRIBE), rest_subscriptions.subscribe
     ),
+    ("POST", PREFIX + b"/admin/backup"): Route(Auth.operator, rest_operator.backup),
     ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
     ("GET", PREFIX + b"/admin/queues"): Route(Auth.admin, rest_admin.queues),
     ("GET", PREFIX + b"/admin/tasks"): Route(Auth.admin, rest_admin.tasks),
