@@ -94,7 +94,7 @@ static cq_status keep_body(cq_engine *engine, cq_slot *slot, cq_bytes stored)
 static cq_status fill(cq_engine *engine, cq_slot *slot, const cq_record *record)
 {
     cq_body body;
-    if (cq_body_read(record->stored, record->flags, &body) != CQ_DONE)
+    if (cq_body_read(record->stored, record->flags, &body) != CQ_DONE || body.command.len == 0)
         return CQ_MALFORMED;
     cq_queue *queue = cq_queue_open(engine, body.tenant, body.command);
     if (queue == NULL)
@@ -249,8 +249,11 @@ static cq_status load_final(cq_engine *engine, cq_slot *slot, uint8_t state)
     return CQ_DONE;
 }
 
+/* CQ_MALFORMED: it had more attempts than it may. */
 static cq_status load_ended(cq_engine *engine, uint64_t seq, cq_slot *slot, const cq_record *record)
 {
+    if (record->attempts > slot->max_attempts)
+        return CQ_MALFORMED;
     cq_slot_drop_body(engine, slot);
     slot->ended_chunk = seq;
     slot->attempts = record->attempts;

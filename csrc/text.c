@@ -404,7 +404,7 @@ bool cq_id_parse(cq_bytes text, uint8_t id[CQ_ID_BYTES])
         uint8_t high = HEX[text.ptr[place[i]]];
         uint8_t low = HEX[text.ptr[place[i] + 1]];
         strange |= high == 0 || low == 0;
-        id[i] = (uint8_t)((high - 1) << 4 | ((low - 1) & 0x0F));
+        id[i] = (uint8_t)((uint8_t)(high - 1) << 4 | ((low - 1) & 0x0F));
     }
     return !strange;
 }

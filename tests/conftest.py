@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -35,12 +36,19 @@ from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
 
 ROOT = Path(__file__).resolve().parent.parent
+#: A trap or an invariant as it is named on the command line: -k T1
+NUMBERED = re.compile(r"\b([TI]\d+)\b")
 START_SECONDS = 30
 STOP_SECONDS = 30
 PREFIX = "/v1/codeq"
 ANY_PORT = "127.0.0.1:0"
 #: An id that no server makes
 ABSENT_ID = "01900000-0000-7000-8000-000000000000"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """``-k T1`` finds the tests of T1, not those of T17 too."""
+    config.option.keyword = NUMBERED.sub(r"\1_", config.option.keyword)
 
 
 class Server:

@@ -80,7 +80,7 @@ def test_scopes_of_both_claims_are_joined() -> None:
     assert static(raw={"scopes": "c d"}).identify("secret").scopes == {"c", "d"}
 
 
-def test_event_types_are_compared_as_commands_are_T43() -> None:
+def test_T43_event_types_are_compared_as_commands_are() -> None:
     principal = static(eventTypes=[" a ", "B", "名前"]).identify("secret")
     assert principal.may_claim(b"a") and principal.may_claim("名前".encode())
     assert not principal.may_claim(b"b") and not principal.may_claim(b"*")

@@ -427,7 +427,7 @@ def test_a_ready_gets_exactly_one_message() -> None:
     assert not house.shard.waiters
 
 
-def test_further_readys_wait_while_an_assignment_is_unwritten() -> None:
+def test_T47_further_readys_wait_while_an_assignment_is_unwritten() -> None:
     house = make_house()
     line = house.worker()
     for _ in range(5):
