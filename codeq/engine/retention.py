@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from codeq.engine._engine import Engine
 from codeq.engine._views import CorruptRecord
+from codeq.engine.clock import Clock
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.reader import chunk_key
@@ -46,9 +47,16 @@ class Retention:
     """Keeps the store as small as its settings allow."""
 
     def __init__(
-        self, engine: Engine, store: Store, runner: Runner, journal: Journal, keys: Keys
+        self,
+        engine: Engine,
+        store: Store,
+        clock: Clock,
+        runner: Runner,
+        journal: Journal,
+        keys: Keys,
     ) -> None:
         self._engine = engine
+        self._clock = clock
         self._store = store
         self._runner = runner
         self._journal = journal
@@ -66,6 +74,7 @@ class Retention:
         trimmed = self._engine.trim(now_ms)
         if trimmed is not None:
             begin, end = trimmed
+            self._clock.faults.point("in-retention")
             self._journal.delete_range(chunk_key(begin), chunk_key(end))
             self._journal.delete_range(b"s", b"s" + (end // SEGMENT_CHUNKS).to_bytes(8, "big"))
             self._journal.kick()
@@ -94,6 +103,7 @@ class Retention:
         begin, end = self._keys.expired(now_ms)
         if end != self._keys_end:
             self._keys_end = end
+            self._clock.faults.point("in-retention")
             self._journal.delete_range(begin, end)
             self._journal.kick()
 
@@ -145,6 +155,8 @@ class Retention:
         if not isinstance(found, Found):
             self._journal.fail(f"a look for what may go failed: {found}")
             return
+        if found.ranges or found.keys or found.chunks:
+            self._clock.faults.point("in-retention")
         for begin, end in found.ranges:
             for part in _without(begin, end, written):
                 self._journal.delete_range(*part)

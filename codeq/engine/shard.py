@@ -150,7 +150,7 @@ class Shard:
         self.queues = Queues(engine, clock, self.journal, self._pauses)
         self.listing = Listing(engine, store, clock, runner, self.journal)
         self.cleanup = Cleanup(engine, store, clock, runner, self.journal)
-        self._retention = Retention(engine, store, runner, self.journal, self._keys)
+        self._retention = Retention(engine, store, clock, runner, self.journal, self._keys)
         self._maintain()
         self.journal.kick()
 
