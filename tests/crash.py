@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -144,14 +145,16 @@ def main() -> int:
     try:
         episodes.run()
     except Exception as error:
-        failure = f"{type(error).__name__} in episode {episodes.episode}: {error}"
+        traceback.print_exc(file=sys.stdout)
+        failure = f"{type(error).__name__} in episode {episodes.episode}: {error}"[:2000]
         print(f"FAILED: {failure}\nthe folder is kept: {folder}", flush=True)
-        raise
     finally:
         facts = episodes.summary.facts(failure)
         print(f"{'power loss' if given.power_loss else 'kill -9'}: {json.dumps(facts)}", flush=True)
         if given.json:
             given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if failure:
+        return 1
     shutil.rmtree(folder)
     return 0
 

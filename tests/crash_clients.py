@@ -357,16 +357,15 @@ class RestLoad(Load):
             self.finish(entry)
 
     def finish(self, entry: Entry) -> None:
-        ok, _ = self.say(entry, "result", self.result(entry), gone=self.ledger.may_be_gone(entry))
+        ok, _ = self.say(entry, "result", self.result(entry))
         self.ledger.answered(entry.task_id or "", self.worker, ok)
 
-    def say(
-        self, entry: Entry, call: str, body: dict[str, Any], *, gone: bool = False
-    ) -> tuple[bool, Any]:
-        """Not ok when the lease was over before."""
+    def say(self, entry: Entry, call: str, body: dict[str, Any]) -> tuple[bool, Any]:
+        """Not ok when the lease was over before, or the task ended and was removed."""
         path = f"/tasks/{entry.task_id}/{call}"
         status, answer = self.consumer.call("POST", path, {"workerId": self.worker, **body})
-        assert status in (200, *REST_REFUSALS) or (gone and status == 404), answer
+        gone = status == 404 and self.ledger.may_be_gone(entry)
+        assert gone or status in (200, *REST_REFUSALS), (entry, answer)
         return status == 200, answer
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -66,6 +67,7 @@ class Entry:
     attempts_max: int = 1  # of the next delivery, if it comes in the same life
     life: int = 0  # of the server, in which this was last seen
     finishing: dict[str, float] = field(default_factory=dict)  # worker: when, not answered
+    late: Counter[str] = field(default_factory=Counter)  # worker: answers due to earlier deliveries
     result: Verdict | None = None  # acknowledged
     nacked: bool = False  # acknowledged, and not delivered since
     dead: bool = False  # acknowledged as a dead letter
@@ -135,7 +137,10 @@ class Ledger:
         result whose answer was lost nobody knows: its task no longer counts as backlog."""
         with self.changed:
             self.life += 1
-            self.backlog = sum(entry.acknowledged and entry.open for entry in self.entries.values())
+            self.backlog = 0
+            for entry in self.entries.values():
+                self.backlog += entry.acknowledged and entry.open
+                entry.late.clear()
 
     def leases_last(self, held_at: float, until: float) -> None:
         """After a restart no lease that ran at ``held_at`` ends before ``until``."""
@@ -186,6 +191,7 @@ class Ledger:
             entry.attempts_min = entry.attempts_max = attempts + 1
             entry.held_until = lease_until
             entry.nacked = False
+            entry.late.update(entry.finishing.keys())
             entry.finishing.clear()
             return entry
 
@@ -287,6 +293,9 @@ class Ledger:
                 self.backlog -= entry.acknowledged and entry.result is None
                 entry.result = verdict(entry.number, worker)
                 self._acknowledged(entry)
+                return
+            if entry.late[worker]:
+                entry.late[worker] -= 1
                 return
             if self.may_be_gone(entry):
                 return  # an earlier one may have counted
