@@ -341,8 +341,9 @@ class RestLoad(Load):
         return said
 
     def got(self, tasks: list[dict[str, Any]]) -> list[Entry]:
-        names = ("payload", "priority", "id", "attempts", "leaseUntil")
-        return self.delivered(tuple(task[name] for name in names) for task in tasks)  # type: ignore[misc]
+        return self.delivered(
+            (t["payload"], t["priority"], t["id"], t["attempts"], t["leaseUntil"]) for t in tasks
+        )
 
     def claim(self, **more: Any) -> dict[str, Any]:
         return {"commands": COMMANDS, "leaseSeconds": 2, "workerId": self.worker, **more}
