@@ -180,6 +180,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def take(file: Path, size: int) -> None:
+    """Makes the file so large."""
+    with file.open("ab") as opened:
+        os.posix_fallocate(opened.fileno(), 0, size)
+
+
 def free_bytes(folder: Path) -> int:
     stat = os.statvfs(folder)
     return stat.f_bavail * stat.f_frsize
@@ -205,8 +211,7 @@ def create_until(rest: Rest, wanted: int, payload: str, least: Path) -> tuple[in
 
 def test_the_reserve_of_a_full_disk_is_kept_and_service_resumes(small_disk: Path) -> None:
     fill = small_disk / "fill"
-    with fill.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, FILL_BYTES)
+    take(fill, FILL_BYTES)
     settings = {
         **SETTINGS,
         "LIMITS_DISK_RESERVE_BYTES": str(RESERVE_BYTES),
@@ -226,10 +231,12 @@ def test_the_reserve_of_a_full_disk_is_kept_and_service_resumes(small_disk: Path
     ended = work_off(worker)
     assert len(ended) == made, "claims and results go on"
     gone(worker, ended)
-    assert free_bytes(small_disk) > RESERVE_BYTES - SPENT_BYTES_MAX
-    fill.unlink()
-    create_until(producer, 201, "back", small_disk)
+    create_until(producer, 201, "removal made room", small_disk)
     assert stream_create(server)[0]
+    take(fill, free_bytes(small_disk) + FILL_BYTES - RESERVE_BYTES // 2)
+    create_until(producer, 503, payload, Path("/"))
+    fill.unlink()
+    create_until(producer, 201, "somebody made room", small_disk)
     producer.close()
     worker.close()
     assert server.stop(signal.SIGTERM) == 0

@@ -596,6 +596,8 @@ class Shard:
             self._tick()
         self._free_bytes = self._store.free_bytes()
         self._retention.run(now_ms)
+        if self._free_bytes < self.settings.disk_reserve_bytes:
+            self._retention.reclaim()
 
 
 _ENDED = 100  # CQ_ENDED

@@ -140,6 +140,12 @@ class Store:
         self._db.flush_wal(True)
         self.note_synced(sequence)
 
+    def flush(self) -> None:
+        """Writes what is in memory to tables: only then the logs before it and what removed ranges
+        covered leave the disk. Releases the GIL; helper thread."""
+        self._db.flush(True)
+        self._log.flush(True)
+
     def note_synced(self, sequence: int) -> None:
         """Notes, without a sync of its own, that writes up to ``sequence`` are on disk."""
         os.pwrite(self._synced_fd, _SYNCED.pack(sequence, sequence ^ ((1 << 64) - 1)), 0)
