@@ -1,239 +1,163 @@
-"""A real server under load, killed with -9 at random moments and compared with its promises.
+"""A real server under load, killed with -9 again and again and compared with its promises.
 
-    python -m tests.crash --rounds 50 --seed 7 --power-loss
+    python -m tests.crash --counted 300 --seed 7 --each --power-loss
 
-Each round starts ``codeq serve`` on the same folder, checks everything it acknowledged in earlier
-rounds, loads it over both streams and over REST, and kills it as soon as a random number of further
-acknowledgements has come, or at a named point inside, while creates are in flight. The last round
-works everything off. With ``--power-loss`` most kills are followed by the loss of all that was not
-synced (power_loss.py), on a store with small logs that change often.
+A round starts ``codeq serve`` on the folder of the last one, compares, loads it over both streams
+and over REST, and kills it once 1,000 acknowledgements have come and a commit is in flight: at a
+named point inside, from outside, or in the recovery after that. Rounds on one folder make an
+episode, which ends with everything worked off and compared. The seed fixes the loads, where and at
+which hit each round is killed, and what power loss does; not when a thread runs. Servers are forked
+from a process that holds the imports ready (nursery.py); the last one of an episode is not.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
-import signal
+import shutil
+import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.crash_clients import (
-    Load,
-    OrderedWorker,
-    RestLife,
-    RestSingles,
-    Retry,
-    Server,
-    StreamProducer,
-    StreamWorker,
-    check,
-    counts,
-)
-from tests.ledger import Ledger
-from tests.power_loss import Shim
+from tests.crash_rounds import KILLS, SHORT, Crash, Round
+from tests.crash_server import Nursery
+from tests.ledger import LONG
+from tests.power_loss import compiled
 
-SETTINGS = {
-    "DEFAULT_LEASE_SECONDS": "2",
-    "LEASE_GRACE_SECONDS": "1",
-    "MAX_ATTEMPTS_DEFAULT": "1000",
-    "BACKOFF_POLICY": "fixed",
-    "BACKOFF_BASE_SECONDS": "1",
-    "LIMITS_DISK_RESERVE_BYTES": "0",
-    "LOG_LEVEL": "warn",
-    "WEBHOOK_HMAC_SECRET": "secret",
-}
-FAULT_POINTS = ("before-write", "after-write", "after-sync", "before-ack")
-READS_PASS = "before-ack"  # a point that answers to reads pass too: the check would spend it
-OUTSIDE = "outside"
-RECOVERY = "recovery"
-KILLS = (OUTSIDE, RECOVERY, *FAULT_POINTS)
-LOADS = (StreamProducer, StreamWorker, StreamWorker, RestLife, RestSingles)
-DRAIN_SECONDS = 60
-POLL_SECONDS = 0.05
-#: A round counts as a full one with so many acknowledgements and a create in flight at the kill
-COUNTED_ACKNOWLEDGEMENTS = 1000
+EPISODE_ROUNDS_MAX = 25
 
 
-class Crash:
-    """The rounds on one folder with one ledger.
+class Summary:
+    """What all rounds together came to."""
 
-    ``power_loss``: kills are followed by the loss of what was not synced. ``acknowledgements``: at
-    least so many in each round before the kill.
-    """
+    def __init__(self, seed: int) -> None:
+        self.seed, self.began_s = seed, time.monotonic()
+        self.rounds = self.acknowledgements = self.power_losses = self.creates = 0
+        self.counted: Counter[str] = Counter()  # rounds by kill
+        self.counted_losses = 0
 
-    def __init__(
-        self,
-        folder: Path,
-        seed: int,
-        settings: dict[str, str] = SETTINGS,
-        *,
-        power_loss: bool = False,
-        acknowledgements: int = 1,
-    ) -> None:
-        self.folder, self.random, self.settings = folder, random.Random(seed), settings
-        self.ledger = Ledger()
-        self.in_flight = 0  # creates that were in flight at a kill, over all rounds
-        self.acknowledgements = acknowledgements
-        self.counted: Counter[str] = Counter()  # full rounds by kind of kill
-        self.losses = 0
-        self.module = "tests.small_store" if power_loss else "codeq"
-        self.shim = Shim(folder / "shim", folder / "data") if power_loss else None
+    def add(self, done: Round) -> None:
+        self.rounds += 1
+        self.acknowledgements += done.acknowledgements
+        self.power_losses += done.power_lost
+        self.counted[done.kill] += done.counted
+        self.counted_losses += done.counted and done.power_lost
 
-    def round(self, kill: str = "") -> str:
-        """Start, check, load, kill. Returns a line that says what happened. ``kill`` is one of
-        KILLS, "" = any."""
-        if kill == RECOVERY or (not kill and self.random.random() < 0.3):
-            self.kill_during_start(kill or self.random.choice(("", RECOVERY)))
-        fault = self.pick_fault(kill)
-        server = self.start("" if fault.startswith(READS_PASS) else fault)
-        check(server, self.ledger.take_touched())
-        if fault.startswith(READS_PASS):
-            server.stop(signal.SIGKILL)
-            server = self.start(fault)
-        first, begun = self.ledger.creates, self.ledger.acknowledgements
-        loads = self.load(server, *LOADS)
-        if fault:
-            assert server.process.wait(60) == -signal.SIGKILL, self.log()
-            server.close()
-        else:
-            self.kill_after(server, self.acknowledgements + self.random.choice((0, 100, 500, 2000)))
-        for load in loads:
-            load.stopping.set()
-        self.ledger.progress()
-        self.join(loads)
-        lost = self.lose_power()
-        in_flight, acknowledged = self.ledger.in_flight(first), self.ledger.acknowledgements - begun
-        self.in_flight += in_flight
-        if in_flight and acknowledged >= COUNTED_ACKNOWLEDGEMENTS:
-            self.counted[kill or fault.partition(":")[0] or OUTSIDE] += 1
-        return (
-            f"killed {fault or 'from outside'} after {acknowledged} "
-            f"acknowledgements with {in_flight} creates in flight "
-            f"and {self.ledger.unfinished()} tasks unfinished{lost}"
+    def minutes(self) -> float:
+        return (time.monotonic() - self.began_s) / 60
+
+    def facts(self, failure: str) -> dict[str, object]:
+        return {
+            "seed": self.seed,
+            "rounds": self.rounds,
+            "counted": self.counted.total(),
+            "counted_by_point": {kill: self.counted[kill] for kill in KILLS},
+            "counted_power_losses": self.counted_losses,
+            "power_losses": self.power_losses,
+            "acknowledgements": self.acknowledgements,
+            "creates": self.creates,
+            "lost": failure or 0,
+            "minutes": round(self.minutes(), 1),
+        }
+
+
+class Episodes:
+    """Rounds on one folder after the other until there are enough."""
+
+    def __init__(self, given: argparse.Namespace, folder: Path) -> None:
+        self.given, self.folder = given, folder
+        self.summary = Summary(given.seed)
+        self.nursery = Nursery(compiled(folder))
+        self.episode = given.episode
+        # also few rounds make two episodes: one keeps all, one removes
+        self.episode_rounds = min(EPISODE_ROUNDS_MAX, (given.rounds + 1) // 2 or EPISODE_ROUNDS_MAX)
+
+    def enough(self) -> bool:
+        given, summary = self.given, self.summary
+        if given.minutes and summary.minutes() >= given.minutes:
+            return True
+        if given.counted:
+            return summary.counted.total() >= given.counted
+        return bool(given.rounds) and summary.rounds >= given.rounds
+
+    def run(self) -> None:
+        while not self.enough():
+            self.run_one()
+            self.episode += 1
+        self.nursery.close()
+
+    def run_one(self) -> None:
+        seed = f"{self.given.seed}-{self.episode}"
+        dice = random.Random(seed)
+        short = self.episode % 2 == 1
+        crash = Crash(
+            self.folder / str(self.episode),
+            seed,
+            power_loss=self.given.power_loss,
+            keeping=SHORT if short else LONG,
+            small=short or dice.random() < 0.5,
+            nursery=self.nursery,
         )
+        kept = "seconds" if short else "all"
+        print(f"episode {self.episode}: seed {self.given.seed}, keeps {kept}", flush=True)
+        while crash.rounds < self.episode_rounds and not self.enough():
+            began_s = time.monotonic()
+            done = crash.round(self.next_kill(crash))
+            self.summary.add(done)
+            mark, seconds = "*" if done.counted else "-", time.monotonic() - began_s
+            print(f"{self.summary.rounds}{mark} {seconds:.1f} s: {done.text}", flush=True)
+        print(f"drained: {crash.drain()}", flush=True)
+        self.summary.creates += crash.ledger.creates
+        shutil.rmtree(crash.folder)
 
-    def lose_power(self) -> str:
-        """Now and then only the process dies, so that logs of two lives stand side by side."""
-        if self.shim is None or self.random.random() < 0.15:
+    def next_kill(self, crash: Crash) -> str:
+        """With --each the one that was counted least."""
+        if not self.given.each:
             return ""
-        self.losses += 1
-        return f"; power lost: {self.shim.lose_power(self.random)}"
-
-    def drain(self) -> str:
-        """The last round: retry what has a key, work everything off, check everything, stop."""
-        server = self.start()
-        check(server, self.ledger.take_touched())
-        lost = [entry for entry in self.ledger.entries.values() if entry.task_id is None]
-        retry = Retry(server, self.ledger, [entry for entry in lost if entry.key])
-        retry.start()
-        self.join([retry])
-        ordered = self.work_off_in_order(server)
-        workers = self.load(server, StreamWorker, StreamWorker)
-        drained = self.poll(lambda: self.ledger.unfinished() == 0 and counts(server)[1] == 0)
-        assert drained, f"{self.ledger.unfinished()} unfinished, {counts(server)[1]} live tasks"
-        check(server, self.ledger.take_touched())
-        entries = list(self.ledger.entries.values())
-        check(server, self.random.sample(entries, min(1000, len(entries))))
-        assert server.stop(signal.SIGTERM) == 0, self.log()
-        self.join(workers)
-        tasks, deliveries = len(self.ledger.numbers), self.ledger.deliveries
-        return f"{tasks} tasks, {deliveries} deliveries, {ordered} of them in order at the end"
-
-    def work_off_in_order(self, server: Server) -> int:
-        """Once all leases are over and all delays too, tasks come by priority and creation."""
-        idle = self.poll(lambda: len({*counts(server)}) == 1)
-        assert idle, f"ready and live tasks of the idle queue: {counts(server)}"
-        worker = OrderedWorker(server, self.ledger, self.random.getrandbits(32))
-        worker.start()
-        self.join([worker])
-        assert worker.order == sorted(worker.order), "not by priority, then creation order"
-        return len(worker.order)
-
-    def poll(self, fact: Callable[[], bool]) -> bool:
-        """Asks the server again and again; False when DRAIN_SECONDS are over before."""
-        for _ in range(int(DRAIN_SECONDS / POLL_SECONDS)):
-            if fact():
-                return True
-            self.ledger.wait_for(lambda: False, POLL_SECONDS)
-        return False
-
-    def pick_fault(self, kill: str) -> str:
-        """A fault point at which the server kills itself, or "" for a kill from outside."""
-        if kill in (OUTSIDE, RECOVERY) or (not kill and self.random.random() < 0.5):
-            return ""
-        point = kill or self.random.choice(FAULT_POINTS)
-        first = 10 if self.acknowledgements < COUNTED_ACKNOWLEDGEMENTS else 60
-        return f"{point}:{self.random.randrange(first, first + 90)}"
-
-    def kill_after(self, server: Server, count: int) -> None:
-        goal = self.ledger.acknowledgements + count
-        reached = self.ledger.wait_for(lambda: self.ledger.acknowledgements >= goal, 30)
-        server.stop(signal.SIGKILL)
-        assert reached, f"less than {count} acknowledgements in 30 s\n{self.log()}"
-
-    def launch(self, fault: str) -> Server:
-        self.ledger.new_life()
-        slow_us = self.random.choice((0, 0, 2_000, 10_000))
-        preload = {} if self.shim is None else self.shim.environment(slow_us=slow_us)
-        return Server(self.folder, {**self.settings, **preload, "CODEQ_FAULT": fault}, self.module)
-
-    def start(self, fault: str = "") -> Server:
-        server = self.launch(fault)
-        if not server.wait_ready():
-            server.stop(signal.SIGKILL)
-            raise AssertionError(f"no ready line\n{self.log()}")
-        return server
-
-    def kill_during_start(self, point: str) -> None:
-        """At a chunk that recovery reads, or some time after the start of the process."""
-        fault = f"{point}:{self.random.randrange(1, 50)}" if point else ""
-        server = self.launch(fault)
-        server.wait_ready(self.random.uniform(0.2, 1.5))
-        server.stop(signal.SIGKILL)
-        self.lose_power()
-
-    def load(self, server: Server, *kinds: type[Load]) -> list[Load]:
-        loads = [kind(server, self.ledger, self.random.getrandbits(32)) for kind in kinds]
-        for load in loads:
-            load.start()
-        return loads
-
-    def join(self, loads: Sequence[Load]) -> None:
-        for load in loads:
-            load.join(30)
-            assert not load.is_alive(), f"{load} hangs"
-            if load.fault is not None:
-                raise load.fault
-        assert not self.ledger.violations, "\n".join(self.ledger.violations[:20])
-
-    def log(self) -> str:
-        return (self.folder / "server.log").read_text()[-4000:]
+        return min(crash.kills(), key=lambda kill: self.summary.counted[kill])
 
 
 def options() -> argparse.Namespace:
     given = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    given.add_argument("--rounds", type=int, default=50)
+    given.add_argument("--rounds", type=int, default=0, help="so many rounds in all")
+    given.add_argument("--counted", type=int, default=0, help="until so many count")
+    given.add_argument("--minutes", type=float, default=0, help="at most so long")
     given.add_argument("--seed", type=int, default=1)
+    given.add_argument("--episode", type=int, default=0, help="the first one, to repeat it")
     given.add_argument("--power-loss", action="store_true", help="lose what was not synced")
-    given.add_argument("--each", action="store_true", help="so many rounds for each kind of kill")
-    given.add_argument("--full", action="store_true", help="1,000 acknowledgements in each round")
+    given.add_argument("--each", action="store_true", help="spread evenly over the kinds of kill")
+    given.add_argument("--json", type=Path, help="file for the summary")
+    given.add_argument("--folder", type=Path, help="where to work; kept after a failure")
     return given.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     given = options()
-    print(f"{given.rounds} rounds with seed {given.seed}", flush=True)
-    least = COUNTED_ACKNOWLEDGEMENTS if given.full else 1
-    kills = [kill for kill in KILLS for _ in range(given.rounds)] if given.each else []
-    with tempfile.TemporaryDirectory(prefix="codeq-crash-") as folder:
-        crash = Crash(Path(folder), given.seed, power_loss=given.power_loss, acknowledgements=least)
-        for number, kill in enumerate(kills or [""] * given.rounds, 1):
-            print(f"{number}: {crash.round(kill)}", flush=True)
-        print(f"drained: {crash.drain()}; nothing acknowledged was lost", flush=True)
-        print(f"full rounds: {dict(crash.counted)}; power lost {crash.losses} times", flush=True)
+    if not (given.rounds or given.counted or given.minutes):
+        given.rounds = 50
+    folder = Path(tempfile.mkdtemp(prefix="codeq-crash-", dir=given.folder))
+    episodes = Episodes(given, folder)
+    failure = ""
+    try:
+        episodes.run()
+    except Exception as error:
+        traceback.print_exc(file=sys.stdout)
+        failure = f"{type(error).__name__} in episode {episodes.episode}: {error}"[:2000]
+        print(f"FAILED: {failure}\nthe folder is kept: {folder}", flush=True)
+    finally:
+        facts = episodes.summary.facts(failure)
+        print(f"{'power loss' if given.power_loss else 'kill -9'}: {json.dumps(facts)}", flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if failure:
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

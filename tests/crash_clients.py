@@ -1,88 +1,37 @@
-"""A server process and the clients that load it, each noting in the ledger what it saw."""
+"""Clients that load a server, each noting in the ledger what it saw."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import http.client
 import json
-import os
 import queue
 import random
-import select
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 
 from codeq.engine import _wire
+from tests.crash_server import START_SECONDS, Server
 from tests.ledger import Entry, Ledger
 
-ROOT = Path(__file__).resolve().parent.parent
-COMMAND = "crash"
+#: The queues, in the order in which every worker names them
+COMMANDS = ("crash", "crash/später : nochmal")
 LEASE_SECONDS = 2
-NACK_SECONDS = 1
 MESSAGE_BYTES_MAX = 4 << 20
-START_SECONDS = 30
 PRIORITIES = (-5, 0, 0, 0, 0, 7, 2_000_000_000)
-
-
-class Server:
-    """One run of ``codeq serve --dev`` on ``folder``, on ports the system picks.
-
-    ``module`` is what Python runs: codeq, or something that runs it with other constants.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, str], module: str = "codeq") -> None:
-        arguments = ["serve", "--dev", "--data", str(folder / "data"), "--http", "127.0.0.1:0"]
-        arguments += ["--producer-stream", "127.0.0.1:0", "--worker-stream", "127.0.0.1:0"]
-        self.log = (folder / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            cwd=ROOT,
-            env={**os.environ, **settings},
-        )
-        self.address: dict[str, str] = {}
-        atexit.register(self.process.kill)  # when a check failed; does nothing once it has ended
-
-    def wait_ready(self, seconds: float = START_SECONDS) -> bool:
-        """Waits for the ready line and reads the addresses from it; False when there is none."""
-        out = self.process.stdout
-        assert out is not None
-        if not select.select([out], [], [], seconds)[0]:
-            return False
-        line = out.readline().decode()
-        self.address = dict(word.split("=", 1) for word in line.split()[1:])
-        return line.startswith("ready ")
-
-    def stop(self, by: signal.Signals) -> int:
-        """Sends the signal, waits for the end and returns the exit code."""
-        self.process.send_signal(by)
-        code = self.process.wait(timeout=30)
-        self.close()
-        return code
-
-    def close(self) -> None:
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self.log.close()
+REST_REFUSALS = (403, 409)  # the lease was over
 
 
 class Load(threading.Thread):
     """A client that works until it is told to stop or its server is gone."""
 
-    def __init__(self, server: Server, ledger: Ledger, seed: int) -> None:
+    def __init__(self, server: Server, ledger: Ledger, seed: int, worker: str = "") -> None:
         super().__init__(daemon=True)
-        self.server, self.ledger = server, ledger
+        self.server, self.ledger, self.worker = server, ledger, worker
         self.random = random.Random(seed)
         self.stopping = threading.Event()
         self.fault: Exception | None = None
@@ -98,16 +47,36 @@ class Load(threading.Thread):
     def work(self) -> None:
         raise NotImplementedError
 
-    def new_create(self, keyed: bool) -> Entry:
-        delay_seconds = 1 if self.random.random() < 0.05 else 0
-        priority = self.random.choice(PRIORITIES)
-        return self.ledger.new_create(keyed=keyed, priority=priority, delay_seconds=delay_seconds)
+    def new_create(self, *, keyed: float = 0.5) -> Entry:
+        """``keyed`` is the part of the creates that have a key."""
+        dice = self.random
+        fate = dice.random()
+        return self.ledger.new_create(
+            dice.choices(COMMANDS, (4, 1))[0],
+            keyed=dice.random() < keyed,
+            priority=dice.choice(PRIORITIES),
+            delay_seconds=1 if fate < 0.03 else 0,
+            run_in_ms=dice.randrange(1, 700) if 0.03 < fate < 0.08 else 0,
+            max_attempts=dice.randint(1, 2) if 0.08 < fate < 0.13 else 0,
+        )
 
-    def verdict(self, number: int) -> tuple[str, str]:
-        nonce = self.random.getrandbits(32)
-        if self.random.random() < 0.1:
-            return "FAILED", f"create {number} failed with {nonce}"
-        return "COMPLETED", f'{{"number": {number}, "nonce": {nonce}}}'
+    def delivered(self, tasks: Iterable[tuple[str, int, str, int, str]]) -> list[Entry]:
+        """Notes the tasks of one claim: payload, priority, id, attempts, end of the lease."""
+        entries, places = [], []
+        for payload, priority, task_id, attempts, lease_until in tasks:
+            until = datetime.fromisoformat(lease_until).timestamp()
+            number = json.loads(payload)["number"]
+            entry = self.ledger.delivered(number, task_id, attempts, until, self.worker)
+            assert priority == entry.priority, (priority, entry)
+            entries.append(entry)
+            places.append(place_of(entry, task_id))
+        self.ledger.in_order(places)
+        return entries
+
+
+def place_of(entry: Entry, task_id: str) -> tuple[int, int, str]:
+    """Where the task stands in the order of a claim that names COMMANDS."""
+    return COMMANDS.index(entry.command), -entry.priority, task_id
 
 
 def payload(entry: Entry) -> bytes:
@@ -132,57 +101,85 @@ def stream(address: str, method: str) -> Iterator[tuple[queue.SimpleQueue[bytes 
 class StreamProducer(Load):
     """Keeps a few batches of creates in flight; half of the creates carry a key."""
 
-    BATCHES_IN_FLIGHT = 4
-    BATCH_COUNT = 40
-    BACKLOG_MAX = 2000
+    BATCHES_IN_FLIGHT = 3
+    BATCH_COUNT = 100
+    BACKLOG_MAX = 1500
 
     def work(self) -> None:
         address = self.server.address["producer"]
         with stream(address, "/producerpb.ProducerStream/Stream") as (outgoing, answers):
+            self.outgoing = outgoing
             outgoing.put(_wire.encode_producer_hello("dev-producer"))
             unanswered = 0
             for message in answers:
-                kind, acks = _wire.decode_producer_server_event(message)
-                if kind == _wire.CREATE_ACKS:
-                    assert isinstance(acks, list)
-                    unanswered -= len(acks)
-                    for number, ok, task_id, error in acks:
-                        assert ok, f"create refused: {error}"
-                        self.ledger.created(number, task_id)
-                    self.ledger.progress()
+                unanswered -= self.acknowledged(message)
                 if unanswered == 0:
                     self.ledger.wait_for(self.may_go_on, START_SECONDS)
                 while unanswered < self.BATCHES_IN_FLIGHT * self.BATCH_COUNT and self.may_go_on():
                     if self.stopping.is_set():
                         break
-                    unanswered += self.send(outgoing)
+                    unanswered += self.send_next()
                 if self.stopping.is_set() and unanswered == 0:
                     return
+
+    def acknowledged(self, message: bytes) -> int:
+        """How many creates this message answers."""
+        kind, acks = _wire.decode_producer_server_event(message)
+        if kind != _wire.CREATE_ACKS:
+            return 0
+        assert isinstance(acks, list)
+        for number, ok, task_id, error in acks:
+            assert ok, f"create refused: {error}"
+            self.ledger.created(number, task_id)
+        self.ledger.progress()
+        return len(acks)
 
     def may_go_on(self) -> bool:
         return self.ledger.backlog < self.BACKLOG_MAX or self.stopping.is_set()
 
-    def send(self, outgoing: queue.SimpleQueue[bytes | None]) -> int:
+    def send_next(self) -> int:
+        return self.send([self.new_create() for _ in range(self.BATCH_COUNT)])
+
+    def send(self, entries: list[Entry]) -> int:
         creates = _wire.Creates()
-        for _ in range(self.BATCH_COUNT):
-            self.add(creates, self.new_create(keyed=self.random.random() < 0.5))
+        for entry in entries:
+            creates.add(
+                entry.command.encode(),
+                payload(entry),
+                key=entry.key.encode(),
+                seq=entry.number,
+                priority=entry.priority,
+                delay_seconds=entry.delay_seconds,
+                run_at_ms=entry.run_at_ms,
+                max_attempts=entry.max_attempts,
+            )
         for message in _wire.encode_creates(creates, MESSAGE_BYTES_MAX):
-            outgoing.put(message)
+            self.outgoing.put(message)
         return len(creates)
 
-    def add(self, creates: _wire.Creates, entry: Entry) -> None:
-        creates.add(
-            COMMAND.encode(),
-            payload(entry),
-            key=entry.key.encode(),
-            seq=entry.number,
-            priority=entry.priority,
-            delay_seconds=entry.delay_seconds,
-        )
+
+class SingleProducer(StreamProducer):
+    """Sends creates one by one, many at once; some with the key of an earlier one again."""
+
+    BATCHES_IN_FLIGHT = 16
+    BATCH_COUNT = 1
+
+    def work(self) -> None:
+        self.old: list[Entry] = []
+        super().work()
+
+    def send_next(self) -> int:
+        entry = self.new_create(keyed=0.8)
+        if entry.key:
+            self.old = [*self.old[-50:], entry]
+        sent = self.send([entry])
+        if self.random.random() < 0.1 and self.old:
+            sent += self.send([self.random.choice(self.old)])
+        return sent
 
 
 class Retry(StreamProducer):
-    """Sends keyed creates again that were never acknowledged: no second task may come of them."""
+    """Sends creates with a key again: no second task may come of them."""
 
     def __init__(self, server: Server, ledger: Ledger, entries: list[Entry]) -> None:
         super().__init__(server, ledger, 0)
@@ -191,87 +188,102 @@ class Retry(StreamProducer):
     def may_go_on(self) -> bool:
         return True
 
-    def send(self, outgoing: queue.SimpleQueue[bytes | None]) -> int:
-        creates = _wire.Creates()
-        for entry in self.entries:
-            self.add(creates, entry)
+    def send_next(self) -> int:
         self.stopping.set()
-        if self.entries:
-            for message in _wire.encode_creates(creates, MESSAGE_BYTES_MAX):
-                outgoing.put(message)
-        return len(creates)
+        return self.send(self.entries) if self.entries else 0
 
 
 class StreamWorker(Load):
-    """Claims in batches, finishes most tasks, nacks, abandons, extends or forgets the others."""
+    """Claims in batches, finishes most tasks, nacks, abandons, extends or forgets the others.
 
-    READY_COUNT = 50
+    ``asked`` holds by task what was sent and not answered: entry, its delivery, when.
+    """
+
+    READY_COUNT = 150
+    READYS = 2
 
     def work(self) -> None:
+        self.asked: dict[str, tuple[Entry, int, float]] = {}
         address = self.server.address["worker"]
-        self.extending: dict[str, tuple[int, int, float]] = {}  # id: number, attempts, sent at
         with stream(address, "/workerpb.WorkerStream/Stream") as (outgoing, answers):
             self.outgoing = outgoing
-            outgoing.put(_wire.encode_worker_hello("dev-worker", f"stream-{self.ident}"))
-            ready = _wire.encode_ready([COMMAND.encode()], LEASE_SECONDS, self.READY_COUNT)
-            outgoing.put(ready)
+            outgoing.put(_wire.encode_worker_hello("dev-worker", self.worker))
+            self.finish(self.ledger.unanswered(self.worker))
+            for _ in range(self.READYS):
+                self.ready()
             for message in answers:
                 kind, body = _wire.decode_worker_server_event(message)
                 if kind == _wire.TASKS:
                     assert isinstance(body, _wire.Tasks)
                     self.answer(body)
-                    outgoing.put(ready)
+                    self.ready()
                 else:
                     self.acknowledged(kind, body)
                 self.ledger.progress()
                 if self.stopping.is_set():
                     return
 
-    def acknowledged(self, kind: int, body: object) -> None:
+    def ready(self) -> None:
+        commands = [command.encode() for command in COMMANDS]
+        lease_seconds = self.random.randint(1, LEASE_SECONDS)
+        count = self.random.choice((1, self.READY_COUNT, self.READY_COUNT, self.READY_COUNT))
+        self.outgoing.put(_wire.encode_ready(commands, lease_seconds, count))
+
+    def acknowledged(self, kind: int, body: Any) -> None:
         if kind == _wire.RESULT_ACKS:
-            assert isinstance(body, list)
             for task_id, ok, _ in body:
-                self.ledger.answered(task_id, ok)
-        elif kind == _wire.HEARTBEAT_ACK:
-            assert isinstance(body, tuple)
-            task_id, ok, _ = body
-            number, attempts, sent = self.extending.pop(task_id)
-            if ok:
-                self.ledger.extended(task_id, attempts, sent + LEASE_SECONDS)
-                finishes = _wire.Finishes()
-                self.finish(finishes, number, task_id)
-                self.send(finishes)
+                self.ledger.answered(task_id, self.worker, ok)
+            return
+        if kind not in (_wire.HEARTBEAT_ACK, _wire.NACK_ACK, _wire.ABANDON_ACK):
+            return
+        entry, delivery, sent_at = self.asked.pop(body[0])
+        ok = body[1]
+        if kind == _wire.ABANDON_ACK:
+            self.ledger.abandoned(entry, delivery, ok)
+        elif kind == _wire.NACK_ACK and ok:
+            _, _, _, delay_seconds, dead = body
+            self.ledger.was_nacked(entry, delivery, sent_at, delay_seconds, dead)
+        elif kind == _wire.HEARTBEAT_ACK and ok:
+            self.ledger.extended(entry, delivery, sent_at + LEASE_SECONDS)
+            self.finish([entry])
 
     def answer(self, tasks: _wire.Tasks) -> None:
-        finishes = _wire.Finishes()
-        for index in range(len(tasks)):
-            task = tasks[index]
-            number = json.loads(task.payload)["number"]
-            self.ledger.delivered(number, task.id, task.attempts, task.lease_until)
+        views = [tasks[index] for index in range(len(tasks))]
+        entries = self.delivered(
+            (v.payload.decode(), v.priority, v.id, v.attempts, v.lease_until) for v in views
+        )
+        done = []
+        for entry in entries:
             fate = self.random.random()
-            if fate < 0.05:
-                self.ledger.abandoning(number)
-                self.outgoing.put(_wire.encode_abandon(task.id))
-            elif fate < 0.08:
-                self.ledger.nacking(number, NACK_SECONDS)
-                self.outgoing.put(_wire.encode_nack(task.id, NACK_SECONDS, "not now"))
-            elif fate < 0.11:
-                self.extending[task.id] = (number, task.attempts, time.time())
-                self.outgoing.put(_wire.encode_heartbeat(task.id, LEASE_SECONDS))
-            elif fate > 0.02:  # the others are forgotten: their leases run out
-                self.finish(finishes, number, task.id)
-        self.send(finishes)
+            if fate < 0.10 and entry.task_id not in self.asked:
+                self.give_back_or_extend(entry, fate)
+            elif fate > 0.11:  # the others are forgotten: their leases run out
+                done.append(entry)
+        self.finish(done)
 
-    def finish(self, finishes: _wire.Finishes, number: int, task_id: str) -> None:
-        status, text = self.verdict(number)
-        self.ledger.sending_result(number, status, text)
-        if status == "COMPLETED":
-            finishes.add(task_id.encode(), b"COMPLETED", result=text.encode())
+    def give_back_or_extend(self, entry: Entry, fate: float) -> None:
+        task_id = entry.task_id or ""
+        sent_at = 0.0
+        if fate < 0.03:
+            self.ledger.abandoning(entry)
+            message = _wire.encode_abandon(task_id)
+        elif fate < 0.07:
+            delay_seconds = 1 if fate < 0.05 else None
+            sent_at = self.ledger.nacking(entry, delay_seconds)
+            message = _wire.encode_nack(task_id, delay_seconds or 0, "not now")
         else:
-            finishes.add(task_id.encode(), b"FAILED", error=text.encode())
+            sent_at = self.ledger.extending(entry, LEASE_SECONDS)
+            message = _wire.encode_heartbeat(task_id, LEASE_SECONDS)
+        self.asked[task_id] = (entry, entry.deliveries, sent_at)
+        self.outgoing.put(message)
 
-    def send(self, finishes: _wire.Finishes) -> None:
-        if len(finishes):
+    def finish(self, entries: list[Entry]) -> None:
+        finishes = _wire.Finishes()
+        for entry in entries:
+            status, text = self.ledger.finishing(entry, self.worker)
+            said = {"result" if status == "COMPLETED" else "error": text.encode()}
+            finishes.add((entry.task_id or "").encode(), status.encode(), **said)
+        if entries:
             for message in _wire.encode_results(finishes, MESSAGE_BYTES_MAX):
                 self.outgoing.put(message)
 
@@ -289,6 +301,7 @@ class Rest:
         self.connection.request(method, f"/v1/codeq{path}", data, self.headers)
         answer = self.connection.getresponse()
         text = answer.read()
+        self.retry_after = answer.getheader("Retry-After")
         return answer.status, json.loads(text) if text else None
 
     def close(self) -> None:
@@ -300,41 +313,70 @@ class RestLoad(Load):
 
     def work(self) -> None:
         self.producer = Rest(self.server, "dev-producer")
-        self.worker = Rest(self.server, "dev-worker")
+        self.consumer = Rest(self.server, "dev-worker")
         try:
+            self.repeat_results(self.ledger.unanswered(self.worker))
             while not self.stopping.is_set():
                 self.turn()
                 self.ledger.progress()
         finally:
             self.producer.close()
-            self.worker.close()
+            self.consumer.close()
 
     def turn(self) -> None:
         raise NotImplementedError
 
     def body(self, entry: Entry) -> dict[str, Any]:
-        body = {"command": COMMAND, "payload": json.loads(payload(entry))}
-        if entry.key:
-            body["idempotencyKey"] = entry.key
-        return {**body, "priority": entry.priority, "delaySeconds": entry.delay_seconds}
+        said: dict[str, Any] = {
+            "command": entry.command,
+            "payload": json.loads(payload(entry)),
+            "priority": entry.priority,
+            "delaySeconds": entry.delay_seconds,
+            "maxAttempts": entry.max_attempts,
+            "idempotencyKey": entry.key,
+        }
+        if entry.run_at_ms is not None:
+            due = datetime.fromtimestamp(entry.run_at_ms / 1000, UTC)
+            said["runAt"] = due.isoformat(timespec="milliseconds")
+        return said
 
-    def delivered(self, task: dict[str, Any]) -> int:
-        number: int = json.loads(task["payload"])["number"]
-        self.ledger.delivered(number, task["id"], task["attempts"], task["leaseUntil"])
-        return number
+    def got(self, tasks: list[dict[str, Any]]) -> list[Entry]:
+        return self.delivered(
+            (t["payload"], t["priority"], t["id"], t["attempts"], t["leaseUntil"]) for t in tasks
+        )
 
-    def result(self, number: int, task_id: str) -> dict[str, Any]:
-        status, text = self.verdict(number)
-        self.ledger.sending_result(number, status, text)
+    def claim(self, **more: Any) -> dict[str, Any]:
+        return {"commands": COMMANDS, "leaseSeconds": 2, "workerId": self.worker, **more}
+
+    def result(self, entry: Entry) -> dict[str, Any]:
+        status, text = self.ledger.finishing(entry, self.worker)
         said = {"result": json.loads(text)} if status == "COMPLETED" else {"error": text}
-        return {"taskId": task_id, "status": status, **said}
+        return {"taskId": entry.task_id, "status": status, "workerId": self.worker, **said}
+
+    def repeat_results(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.finish(entry)
+
+    def finish(self, entry: Entry) -> None:
+        ok, _ = self.say(entry, "result", self.result(entry))
+        self.ledger.answered(entry.task_id or "", self.worker, ok)
+
+    def say(self, entry: Entry, call: str, body: dict[str, Any]) -> tuple[bool, Any]:
+        """Not ok when the lease was over before, or the task ended and was removed."""
+        path = f"/tasks/{entry.task_id}/{call}"
+        status, answer = self.consumer.call("POST", path, {"workerId": self.worker, **body})
+        gone = status == 404 and self.ledger.may_be_gone(entry)
+        assert gone or status in (200, *REST_REFUSALS), (entry, answer)
+        return status == 200, answer
 
 
 class RestLife(RestLoad):
     """Creates, claims and finishes in batches."""
 
+    CREATE_COUNT, CLAIM_COUNT = 50, 100
+
     def turn(self) -> None:
-        entries = [self.new_create(keyed=False) for _ in range(5)]
+        entries = [self.new_create() for _ in range(self.CREATE_COUNT)]
         tasks = [self.body(entry) for entry in entries]
         status, answer = self.producer.call("POST", "/tasks/batch", tasks)
         assert status == 200, answer
@@ -343,126 +385,84 @@ class RestLife(RestLoad):
         self.claim_and_finish()
 
     def claim_and_finish(self) -> None:
-        claim = {"commands": [COMMAND], "leaseSeconds": LEASE_SECONDS, "count": 10}
-        status, answer = self.worker.call("POST", "/tasks/claim/batch", claim)
+        claim = self.claim(count=self.CLAIM_COUNT)
+        status, answer = self.consumer.call("POST", "/tasks/claim/batch", claim)
         if status == 204:
             return
         assert status == 200, answer
-        results = [self.result(self.delivered(task), task["id"]) for task in answer["tasks"]]
-        status, answer = self.worker.call("POST", "/tasks/batch/results", {"results": results})
+        results = [self.result(entry) for entry in self.got(answer["tasks"])]
+        status, answer = self.consumer.call("POST", "/tasks/batch/results", {"results": results})
         assert status == 200, answer
         for item in answer["results"]:
-            self.ledger.answered(item["taskId"], "result" in item)
+            self.ledger.answered(item["taskId"], self.worker, "result" in item)
 
 
 class RestSingles(RestLoad):
     """Creates one task, claims one and does with it all that a holder may do."""
 
     def turn(self) -> None:
-        entry = self.new_create(keyed=self.random.random() < 0.5)
+        entry = self.new_create()
         repeats = 2 if entry.key and self.random.random() < 0.3 else 1
         for _ in range(repeats):
             status, task = self.producer.call("POST", "/tasks", self.body(entry))
             assert status == 201, task
             self.ledger.created(entry.number, task["id"])
-        claim = {"commands": [COMMAND], "leaseSeconds": LEASE_SECONDS, "waitSeconds": 1}
-        status, task = self.worker.call("POST", "/tasks/claim", claim)
+        status, task = self.consumer.call("POST", "/tasks/claim", self.claim(waitSeconds=1))
         if status != 204:
             assert status == 200, task
-            self.answer(task)
+            [entry] = self.got([task])
+            self.answer(entry)
 
-    def answer(self, task: dict[str, Any]) -> None:
-        number = self.delivered(task)
-        path = f"/tasks/{task['id']}"
-        fate = self.random.random()
+    def answer(self, entry: Entry) -> None:
+        delivery, fate = entry.deliveries, self.random.random()
+        attempt = {"attempt": entry.attempts}
         if fate < 0.1:
-            self.ledger.abandoning(number)
-            self.say(f"{path}/abandon", {})
+            self.ledger.abandoning(entry)
+            ok, _ = self.say(entry, "abandon", attempt)
+            self.ledger.abandoned(entry, delivery, ok)
         elif fate < 0.3:
-            delay_seconds = self.random.randrange(2)
-            self.ledger.nacking(number, delay_seconds)
-            self.say(f"{path}/nack", {"delaySeconds": delay_seconds, "reason": "not now"})
+            delay_seconds = self.random.choice((0, 1, None))
+            sent_at = self.ledger.nacking(entry, delay_seconds)
+            delay = {} if delay_seconds is None else {"delaySeconds": delay_seconds}
+            ok, said = self.say(entry, "nack", {**attempt, **delay, "reason": "not now"})
+            if ok:
+                dead = said["status"] == "dlq"
+                self.ledger.was_nacked(entry, delivery, sent_at, said["delaySeconds"], dead)
         else:
-            sent = time.time()
-            if fate < 0.5 and self.say(f"{path}/heartbeat", {"extendSeconds": LEASE_SECONDS}):
-                self.ledger.extended(task["id"], task["attempts"], sent + LEASE_SECONDS)
-            ok = self.say(f"{path}/result", self.result(number, task["id"]))
-            self.ledger.answered(task["id"], ok)
-
-    def say(self, path: str, body: dict[str, Any]) -> bool:
-        """False when the lease was over before."""
-        status, answer = self.worker.call("POST", path, body)
-        assert status in (200, 403, 409), answer
-        return status == 200
+            if fate < 0.5:
+                sent_at = self.ledger.extending(entry, LEASE_SECONDS)
+                ok, _ = self.say(entry, "heartbeat", {**attempt, "extendSeconds": LEASE_SECONDS})
+                if ok:
+                    self.ledger.extended(entry, delivery, sent_at + LEASE_SECONDS)
+            self.finish(entry)
 
 
 class OrderedWorker(RestLoad):
     """Works off what is ready, all of it by itself; ``order`` is what it got, in that order."""
 
     def turn(self) -> None:
-        self.order: list[tuple[int, str]] = []  # priority downwards, id upwards
-        claim = {"commands": [COMMAND], "leaseSeconds": 60, "count": 100}
+        self.order: list[tuple[int, int, str]] = []
         while True:
-            status, answer = self.worker.call("POST", "/tasks/claim/batch", claim)
+            claim = self.claim(leaseSeconds=60, count=200)
+            status, answer = self.consumer.call("POST", "/tasks/claim/batch", claim)
             if status == 204:
                 self.stopping.set()
                 return
             assert status == 200, answer
-            results = []
-            for task in answer["tasks"]:
-                number = self.delivered(task)
-                assert task["priority"] == self.ledger.entries[number].priority, task
-                self.order.append((-task["priority"], task["id"]))
-                results.append(self.result(number, task["id"]))
-            _, answer = self.worker.call("POST", "/tasks/batch/results", {"results": results})
+            entries = self.got(answer["tasks"])
+            self.order += [place_of(entry, entry.task_id or "") for entry in entries]
+            results = {"results": [self.result(entry) for entry in entries]}
+            _, answer = self.consumer.call("POST", "/tasks/batch/results", results)
             for item in answer["results"]:
                 assert "result" in item, item
-                self.ledger.answered(item["taskId"], True)
+                self.ledger.answered(item["taskId"], self.worker, True)
 
 
-def check(server: Server, entries: list[Entry]) -> None:
-    """Asks the server for each acknowledged create and result; differences raise AssertionError."""
-    rest = Rest(server, "dev-producer")
-    try:
-        for entry in entries:
-            if entry.acknowledged:
-                check_task(rest, entry)
-            if entry.result is not None:
-                check_result(rest, entry, entry.result)
-    finally:
-        rest.close()
-
-
-def check_task(rest: Rest, entry: Entry) -> None:
-    status, task = rest.call("GET", f"/tasks/{entry.task_id}")
-    assert status == 200, f"{entry} was acknowledged and is gone: {task}"
-    assert json.loads(task["payload"])["number"] == entry.number, f"{entry} became {task}"
-    assert task["priority"] == entry.priority, f"{entry} became {task}"
-    ended = task["status"] in ("COMPLETED", "FAILED")
-    assert ended or entry.result is None, f"{entry} has a result and runs again: {task}"
-    assert not ended or entry.result or entry.result_sent, f"{entry} ended by itself: {task}"
-    if entry.result is not None:
-        assert task["attempts"] == entry.attempts, f"{entry} has other attempts: {task}"
-
-
-def check_result(rest: Rest, entry: Entry, expected: tuple[str, str]) -> None:
-    code, answer = rest.call("GET", f"/tasks/{entry.task_id}/result")
-    assert code == 200, f"{entry} lost its result: {answer}"
-    record = answer["result"]
-    status, text = expected
-    assert record["status"] == status, f"{entry} has another result: {record}"
-    if status == "COMPLETED":
-        assert record["result"] == json.loads(text), f"{entry} has another result: {record}"
-    else:
-        assert record["error"] == text, f"{entry} has another error: {record}"
-
-
-def counts(server: Server) -> tuple[int, int]:
-    """Tasks of the queue that are ready, and all its live ones, as its statistics say."""
-    rest = Rest(server, "dev-producer")
-    try:
-        status, stats = rest.call("GET", f"/admin/queues/{COMMAND}")
-        assert status == 200 and stats["dlq"] == 0, stats
-        return int(stats["ready"]), int(stats["ready"] + stats["delayed"] + stats["inProgress"])
-    finally:
-        rest.close()
+LOADS: tuple[type[Load], ...] = (
+    StreamProducer,
+    SingleProducer,
+    StreamWorker,
+    StreamWorker,
+    RestLife,
+    RestSingles,
+)

@@ -1,18 +1,46 @@
 """What a server has promised, as its clients saw it, and the rules every observation must keep.
 
 A number stands for one create. It travels in the payload, so that a task can be told apart from
-another with a different id that came from the same create.
+another with a different id that came from the same create. What a worker says of a task follows
+from the two, so a result can be compared whoever sent it and however often.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from typing import NamedTuple
 
-SKEW_SECONDS = 0.05  # two processes read the same clock, but not at the same moment
+SKEW_SECONDS = 0.02  # two processes read the same clock, but not at the same moment
+BACKOFF_SECONDS = 1  # of a nack without a delay
+
+
+class Keeping(NamedTuple):
+    """How long ended tasks and keys are kept, in seconds."""
+
+    ended: int = 86_400
+    window: int = 86_400
+
+
+LONG = Keeping()
+
+
+class Verdict(NamedTuple):
+    """A result: COMPLETED with a JSON text, or FAILED with an error."""
+
+    status: str
+    text: str
+
+
+def verdict(number: int, worker: str) -> Verdict:
+    """What this worker always says of this task."""
+    if (number * 7919 + sum(worker.encode())) % 10 == 0:
+        return Verdict("FAILED", f"create {number} failed at {worker}")
+    return Verdict("COMPLETED", json.dumps({"number": number, "worker": worker}))
 
 
 @dataclass
@@ -20,30 +48,50 @@ class Entry:
     """One create and all that became known of it. Times are seconds on the client's clock."""
 
     number: int
+    command: str
     key: str
+    sent_at: float
     priority: int = 0
     delay_seconds: int = 0
+    run_at_ms: int | None = None
+    max_attempts: int = 0  # 0 = more than there will ever be
+    after_id: str = ""  # the newest id acknowledged before this was sent
     task_id: str | None = None  # from an acknowledgement or a delivery
     acknowledged: bool = False
     not_before: float = 0.0  # no delivery may come earlier
     held_until: float = 0.0  # end of the lease last delivered; 0 when given back by us
+    worker: str = ""  # of the last delivery
+    deliveries: int = 0
     attempts: int = 0  # of the last delivery
     attempts_min: int = 1  # of the next delivery
     attempts_max: int = 1  # of the next delivery, if it comes in the same life
     life: int = 0  # of the server, in which this was last seen
-    result_sent: tuple[str, str] | None = None  # status and text, sent and not answered
-    result: tuple[str, str] | None = None  # status and text, acknowledged
+    finishing: dict[str, float] = field(default_factory=dict)  # worker: when, not answered
+    late: Counter[str] = field(default_factory=Counter)  # worker: answers due to earlier deliveries
+    result: Verdict | None = None  # acknowledged
+    nacked: bool = False  # acknowledged, and not delivered since
+    dead: bool = False  # acknowledged as a dead letter
+    end_sent_at: float = 0.0  # what ended it was sent no earlier
 
     @property
     def open(self) -> bool:
-        """Whether the server owes this create an end."""
-        return self.task_id is not None and self.result is None and self.result_sent is None
+        """Whether the server owes this create an end, as far as we know."""
+        known = self.result is not None or self.dead or bool(self.finishing)
+        return self.task_id is not None and not known
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """With which results this task may have ended."""
+        if self.result is not None:
+            return [self.result]
+        return [verdict(self.number, worker) for worker in self.finishing]
 
 
 @dataclass
 class Ledger:
     """Thread-safe; ``violations`` holds a sentence for each broken promise."""
 
+    keeping: Keeping = LONG
     entries: dict[int, Entry] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)  # task id -> number
     violations: list[str] = field(default_factory=list)
@@ -51,18 +99,36 @@ class Ledger:
     backlog: int = 0  # creates acknowledged minus results acknowledged
     acknowledgements: int = 0
     deliveries: int = 0
+    repeats: int = 0  # creates sent again that were answered before
     life: int = 0  # of the server and its clients: a claim nobody read ends with it
-    touched: set[int] = field(default_factory=set)  # numbers acknowledged since ``take_touched``
+    newest_id: str = ""
+    touched: dict[int, None] = field(default_factory=dict)  # acknowledged, the newest last
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def new_create(self, *, keyed: bool, priority: int = 0, delay_seconds: int = 0) -> Entry:
+    # --- creates
+
+    def new_create(
+        self,
+        command: str,
+        *,
+        keyed: bool,
+        priority: int = 0,
+        delay_seconds: int = 0,
+        run_in_ms: int = 0,
+        max_attempts: int = 0,
+    ) -> Entry:
         """A create that is about to be sent."""
         with self.changed:
-            number = self.creates
+            number, now = self.creates, time.time()
             self.creates += 1
-            entry = Entry(number, f"key-{number}" if keyed else "", priority, delay_seconds)
+            key = f"key-{number}" if keyed else ""
+            entry = Entry(number, command, key, now, priority, delay_seconds)
+            entry.max_attempts, entry.after_id = max_attempts, self.newest_id
+            entry.not_before = now + delay_seconds
+            if run_in_ms:
+                entry.run_at_ms = int(now * 1000) + run_in_ms
+                entry.not_before = entry.run_at_ms / 1000
             entry.life = self.life
-            entry.not_before = time.time() + delay_seconds
             self.entries[number] = entry
             return entry
 
@@ -71,117 +137,247 @@ class Ledger:
         result whose answer was lost nobody knows: its task no longer counts as backlog."""
         with self.changed:
             self.life += 1
-            self.backlog = sum(entry.acknowledged and entry.open for entry in self.entries.values())
+            self.backlog = 0
+            for entry in self.entries.values():
+                self.backlog += entry.acknowledged and entry.open
+                entry.late.clear()
+
+    def leases_last(self, held_at: float, until: float) -> None:
+        """After a restart no lease that ran at ``held_at`` ends before ``until``."""
+        with self.changed:
+            for entry in self.entries.values():
+                if entry.held_until > held_at:
+                    entry.held_until = max(entry.held_until, until)
 
     def created(self, number: int, task_id: str) -> None:
         """The create was acknowledged with this id."""
         with self.changed:
-            self._same_task(number, task_id)
-            self.backlog += not self.entries[number].acknowledged
-            self.entries[number].acknowledged = True
-            self.acknowledgements += 1
-            self.touched.add(number)
+            entry = self.entries[number]
+            self._same_task(entry, task_id)
+            if task_id <= entry.after_id:
+                self._broken(entry, f"is older than {entry.after_id}, acknowledged before")
+            self.repeats += entry.acknowledged
+            self.backlog += not entry.acknowledged
+            entry.acknowledged = True
+            self.newest_id = max(self.newest_id, task_id)
+            self._acknowledged(entry)
 
-    def delivered(self, number: int, task_id: str, attempts: int, lease_until: str) -> None:
-        """A worker received the task. ``lease_until`` is RFC 3339, rounded down by the server."""
+    def to_repeat(self, seconds: float, *, acknowledged: bool) -> list[Entry]:
+        """Creates with a key that are younger than ``seconds``, answered or not."""
+        since = time.time() - seconds
+        with self.changed:
+            return [
+                entry
+                for entry in self.entries.values()
+                if entry.key and entry.acknowledged is acknowledged and entry.sent_at > since
+            ]
+
+    # --- deliveries and what a worker says
+
+    def delivered(
+        self, number: int, task_id: str, attempts: int, lease_until: float, worker: str
+    ) -> Entry:
+        """A worker received the task."""
         now = time.time()
         with self.changed:
             entry = self.entries[number]
             self.deliveries += 1
-            self._same_task(number, task_id)
-            if entry.result is not None:
-                self._broken(entry, "was delivered after its result was acknowledged")
-            if now < entry.held_until - SKEW_SECONDS:
-                left = entry.held_until - now
-                self._broken(entry, f"was delivered while a lease had {left:.1f} s to run")
-            if now < entry.not_before - SKEW_SECONDS:
-                early = entry.not_before - now
-                self._broken(entry, f"was delivered {early:.2f} s before it was due")
-            if attempts < entry.attempts_min:
-                self._broken(entry, f"came with attempt {attempts}, not {entry.attempts_min}")
-            if entry.life == self.life and attempts > entry.attempts_max:
-                self._broken(entry, f"came with attempt {attempts}, not {entry.attempts_max}")
+            self._same_task(entry, task_id)
+            self._check_delivery(entry, now, attempts)
             entry.life = self.life
+            entry.worker = worker
+            entry.deliveries += 1
             entry.attempts = attempts
             entry.attempts_min = entry.attempts_max = attempts + 1
-            entry.held_until = int(datetime.fromisoformat(lease_until).timestamp())
-            entry.result_sent = None
+            entry.held_until = lease_until
+            entry.nacked = False
+            entry.late.update(entry.finishing.keys())
+            entry.finishing.clear()
+            return entry
 
-    def abandoning(self, number: int) -> None:
+    def _check_delivery(self, entry: Entry, now: float, attempts: int) -> None:
+        most = entry.attempts_max + self.life - entry.life  # a life leaves one claim unread
+        if entry.result is not None:
+            self._broken(entry, "was delivered after its result was acknowledged")
+        if entry.dead:
+            self._broken(entry, "was delivered after it was a dead letter")
+        if now < entry.held_until - SKEW_SECONDS:
+            left = entry.held_until - now
+            self._broken(entry, f"was delivered while a lease had {left:.2f} s to run")
+        if now < entry.not_before - SKEW_SECONDS:
+            early = entry.not_before - now
+            self._broken(entry, f"was delivered {early:.3f} s before it was due")
+        if not entry.attempts_min <= attempts <= most:
+            expected = f"{entry.attempts_min} to {most}"
+            self._broken(entry, f"came with attempt {attempts}, not {expected}")
+        if entry.max_attempts and attempts > entry.max_attempts:
+            self._broken(entry, f"came with attempt {attempts} of {entry.max_attempts}")
+
+    def in_order(self, places: list[tuple[int, int, str]]) -> None:
+        """The tasks of one claim: rank of the queue, priority downwards, id upwards."""
+        if places != sorted(places):
+            with self.changed:
+                self.violations.append(f"a claim came in the order {places}")
+
+    def abandoning(self, entry: Entry) -> None:
         """An abandon is about to be sent: the task may come again at once, its attempt unused."""
         with self.changed:
-            entry = self.entries[number]
             entry.held_until = 0.0
             entry.attempts_min = entry.attempts  # attempts_max: the lease may be over already
 
-    def nacking(self, number: int, delay_seconds: int) -> None:
+    def abandoned(self, entry: Entry, delivery: int, ok: bool) -> None:
+        """The abandon of this delivery was answered."""
+        with self.changed:
+            if ok:
+                self._acknowledged(entry)
+                if entry.deliveries == delivery:
+                    entry.attempts_max = entry.attempts
+
+    def nacking(self, entry: Entry, delay_seconds: int | None) -> float:
         """A nack is about to be sent: the attempt counts, the task waits for the delay at least,
-        or for the end of the lease if the nack comes to nothing."""
+        or for the end of the lease if the nack comes to nothing. Returns the time."""
         with self.changed:
-            entry = self.entries[number]
-            entry.not_before = min(entry.held_until, time.time() + delay_seconds)
+            now = time.time()
+            delay = BACKOFF_SECONDS if delay_seconds is None else delay_seconds
+            entry.not_before = min(entry.held_until, now + delay)
             entry.held_until = 0.0
+            entry.end_sent_at = now
+            return now
 
-    def extended(self, task_id: str, attempts: int, until: float) -> None:
-        """A heartbeat was acknowledged: the lease of this attempt lasts to ``until`` at least."""
+    def was_nacked(
+        self, entry: Entry, delivery: int, sent_at: float, delay_seconds: int | None, dead: bool
+    ) -> None:
+        """The nack of this delivery was accepted; ``delay_seconds`` is what the server said."""
         with self.changed:
-            entry = self.entries[self.numbers[task_id]]
-            if entry.attempts == attempts:
+            self._acknowledged(entry)
+            if entry.deliveries != delivery:
+                return
+            used_up = bool(entry.max_attempts) and entry.attempts >= entry.max_attempts
+            if dead is not used_up:
+                self._broken(entry, f"with {entry.attempts} attempts: dead letter is {dead}")
+            entry.dead, entry.nacked = dead, not dead
+            if dead:
+                self.backlog -= entry.acknowledged
+            else:
+                entry.not_before = sent_at + (delay_seconds or 0)
+
+    def extending(self, entry: Entry, seconds: float) -> float:
+        """A heartbeat is about to be sent; returns the time."""
+        with self.changed:
+            now = time.time()
+            entry.held_until = min(entry.held_until, now + seconds)
+            return now
+
+    def extended(self, entry: Entry, delivery: int, until: float) -> None:
+        """The heartbeat of this delivery was accepted: its lease lasts to ``until`` at least."""
+        with self.changed:
+            self._acknowledged(entry)
+            if entry.deliveries == delivery:
                 entry.held_until = max(entry.held_until, until)
-            self.acknowledgements += 1
 
-    def sending_result(self, number: int, status: str, text: str) -> None:
+    def finishing(self, entry: Entry, worker: str) -> Verdict:
+        """A result is about to be sent; returns it."""
         with self.changed:
-            self.entries[number].result_sent = (status, text)
+            if worker not in entry.finishing:
+                entry.finishing[worker] = entry.end_sent_at = time.time()
+            return verdict(entry.number, worker)
 
-    def answered(self, task_id: str, ok: bool) -> None:
-        """The result sent last for this task was acknowledged or refused."""
+    def answered(self, task_id: str, worker: str, ok: bool) -> None:
+        """The result of this worker for this task was acknowledged or refused."""
+        now = time.time()
         with self.changed:
             entry = self.entries[self.numbers[task_id]]
             if ok:
-                entry.result = entry.result or entry.result_sent
-                self.backlog -= entry.acknowledged
-                self.acknowledgements += 1
-                self.touched.add(entry.number)
-            entry.result_sent = None
+                if entry.worker != worker:
+                    self._broken(entry, f"was {entry.worker}'s and took a result of {worker}")
+                self.backlog -= entry.acknowledged and entry.result is None
+                entry.result = verdict(entry.number, worker)
+                self._acknowledged(entry)
+                return
+            if entry.late[worker]:
+                entry.late[worker] -= 1
+                return
+            if self.may_be_gone(entry):
+                return  # an earlier one may have counted
+            entry.finishing.pop(worker, None)
+            if entry.worker == worker and now < entry.held_until - SKEW_SECONDS:
+                left = entry.held_until - now
+                self._broken(entry, f"refused a result while its lease had {left:.2f} s to run")
 
-    def forget_ended(self) -> None:
-        """Drops what has a result, so that a long run stays small."""
+    def unanswered(self, worker: str) -> list[Entry]:
+        """Tasks whose result this worker sent without hearing of it."""
         with self.changed:
-            for entry in [entry for entry in self.entries.values() if entry.result is not None]:
-                del self.entries[entry.number], self.numbers[entry.task_id or ""]
-            self.touched.clear()
+            return [
+                entry
+                for entry in self.entries.values()
+                if worker in entry.finishing and entry.result is None
+            ]
+
+    # --- what is kept
+
+    def may_be_gone(self, entry: Entry) -> bool:
+        """Whether the task may have been removed by now."""
+        ended = entry.result is not None or bool(entry.finishing) or entry.dead
+        if not ended and not entry.max_attempts:
+            return False
+        kept_until = (entry.end_sent_at or entry.sent_at) + self.keeping.ended
+        if entry.key:
+            kept_until = max(kept_until, entry.sent_at + self.keeping.window)
+        return time.time() >= kept_until
+
+    def forget_gone(self) -> None:
+        """Drops what ended and may be gone, so that a long run stays small."""
+        with self.changed:
+            ended = [e for e in self.entries.values() if e.result is not None or e.dead]
+            for entry in filter(self.may_be_gone, ended):
+                del self.entries[entry.number]
+                self.touched.pop(entry.number, None)
+                if entry.task_id is not None:
+                    del self.numbers[entry.task_id]
+
+    def take_touched(self) -> list[Entry]:
+        """Entries with a new acknowledgement since the last call, the newest last."""
+        with self.changed:
+            touched, self.touched = self.touched, {}
+            return [self.entries[number] for number in touched]
+
+    def in_flight(self, first: int) -> int:
+        """Creates from number ``first`` on and results that were sent and not answered."""
+        with self.changed:
+            entries: Iterable[Entry] = self.entries.values()
+            return sum(
+                entry.task_id is None if not entry.finishing else entry.result is None
+                for entry in entries
+                if entry.number >= first or entry.life == self.life
+            )
+
+    def unfinished(self) -> int:
+        """Tasks that must still get an end from us."""
+        with self.changed:
+            return sum(e.open and not e.max_attempts for e in self.entries.values())
+
+    # --- waiting
 
     def progress(self) -> None:
         """Wakes who waits; called once per message, not per task."""
         with self.changed:
             self.changed.notify_all()
 
-    def take_touched(self) -> list[Entry]:
-        with self.changed:
-            numbers, self.touched = sorted(self.touched), set()
-            return [self.entries[number] for number in numbers]
-
     def wait_for(self, fact: Callable[[], bool], timeout: float) -> bool:
         """Waits until ``fact()`` holds; False when ``timeout`` seconds are over before."""
         with self.changed:
             return self.changed.wait_for(fact, timeout)
 
-    def in_flight(self, first: int) -> int:
-        """Creates from number ``first`` on that were neither acknowledged nor delivered."""
-        with self.changed:
-            return sum(e.task_id is None for e in self.entries.values() if e.number >= first)
+    def _acknowledged(self, entry: Entry) -> None:
+        self.acknowledgements += 1
+        self.touched.pop(entry.number, None)
+        self.touched[entry.number] = None
 
-    def unfinished(self) -> int:
-        with self.changed:
-            return sum(entry.open for entry in self.entries.values())
-
-    def _same_task(self, number: int, task_id: str) -> None:
-        entry = self.entries[number]
+    def _same_task(self, entry: Entry, task_id: str) -> None:
         if entry.task_id not in (None, task_id):
             self._broken(entry, f"is there twice, also as {task_id}")
         entry.task_id = task_id
-        self.numbers[task_id] = number
+        self.numbers[task_id] = entry.number
 
     def _broken(self, entry: Entry, what: str) -> None:
-        self.violations.append(f"task {entry.task_id} (create {entry.number}) {what}")
+        self.violations.append(f"task {entry.task_id} (create {entry.number}) {what}: {entry}")

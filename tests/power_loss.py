@@ -3,7 +3,12 @@
 The server runs with tests/shim/shim.c preloaded, which notes what was really synced; the server
 has no say in it. After kill -9 ``Shim.lose_power`` makes of the folder what a disk might hold:
 files keep what was synced and get something else behind it, recycled logs their earlier bytes,
-and entries of the folder that were not synced are undone from the last one backwards.
+and entries of the folder (files made, renamed, removed) that were not synced are undone from the
+last one backwards: file systems that keep a journal of their entries write them in order, of others
+nothing is known here. An entry counts as synced only after a sync of the folder itself, although
+most Linux file systems also write it when the file is synced. Any file may be hit, be it a log, a
+recycled log, a table, MANIFEST, CURRENT or SYNCED. Not modelled: disks that lie about a sync, and
+damage to what was synced.
 """
 
 from __future__ import annotations
@@ -29,27 +34,34 @@ class File:
     before: int = 0  # its size at the opening: what lies there is older and on disk
 
 
-class Shim:
-    """The library, compiled into ``folder``, for a server whose data stand in ``data``.
+def compiled(folder: Path) -> Path:
+    """The library, compiled into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / "shim.so"
+    flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    output = ["-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
+    subprocess.run([os.environ.get("CC", "cc"), *flags, *output], check=True)
+    return library
 
-    ``folder`` and ``data`` must be on one file system.
+
+class Shim:
+    """The library at work in a server whose data stand in ``data``; ``folder`` is for its notes.
+
+    ``folder`` and ``data`` must be on one file system. ``library``: None = compile it.
     """
 
-    def __init__(self, folder: Path, data: Path) -> None:
+    def __init__(self, folder: Path, data: Path, library: Path | None = None) -> None:
         self.data = data
         self.notes, self.undo = folder / "notes", folder / "undo"
         self.armed = folder / "armed"
-        self._library = folder / "shim.so"
+        self.library = library or compiled(folder)
         self.undo.mkdir(parents=True)
-        flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-        output = ["-o", str(self._library), str(SOURCE), "-ldl", "-lpthread"]
-        subprocess.run([os.environ.get("CC", "cc"), *flags, *output], check=True)
 
     def environment(self, fault: str = "", slow_us: int = 0) -> dict[str, str]:
         """Settings for the server. ``fault``, such as "fsync:EIO:1:.log", counts and strikes from
         ``arm`` on; ``slow_us`` is how much longer each fsync takes."""
         return {
-            "LD_PRELOAD": str(self._library),
+            "LD_PRELOAD": str(self.library),
             "SHIM_FOLDER": str(self.data),
             "SHIM_NOTES": str(self.notes),
             "SHIM_UNDO": str(self.undo),
@@ -64,9 +76,19 @@ class Shim:
     def disarm(self) -> None:
         self.armed.unlink(missing_ok=True)
 
+    def syncs_a_log(self) -> bool:
+        """Whether the process died while it synced a log."""
+        return any(name.endswith(".log") for name in read_notes(self.notes)[2].values())
+
+    def forget(self) -> None:
+        """All that was written is on disk."""
+        self.notes.unlink(missing_ok=True)
+        for path in self.undo.iterdir():
+            path.unlink()
+
     def lose_power(self, dice: random.Random) -> str:
         """The folder as a disk without power may show it; a line that says what was done."""
-        states, pending = read_notes(self.notes)
+        states, pending, _ = read_notes(self.notes)
         undone = self._undo_entries(pending, dice)
         damaged = []
         for path in sorted(self.data.iterdir()):
@@ -75,9 +97,7 @@ class Shim:
                 what = self._damage(path, state, dice)
                 if what:
                     damaged.append(f"{path.name} {what}")
-        self.notes.unlink(missing_ok=True)
-        for path in self.undo.iterdir():
-            path.unlink()
+        self.forget()
         return f"{undone} of {len(pending)} entries undone, " + (", ".join(damaged) or "no file")
 
     def _undo_entries(self, pending: list[list[str]], dice: random.Random) -> int:
@@ -146,27 +166,29 @@ def damaged(new: bytes, old: bytes, dice: random.Random, *, wild: bool) -> tuple
     return mode, bytes(blocks)
 
 
-def read_notes(notes: Path) -> tuple[Mapping[int, File], list[list[str]]]:
-    """What is known of each inode, and the changes of the folder's entries since their last
-    sync."""
+def read_notes(notes: Path) -> tuple[Mapping[int, File], list[list[str]], Mapping[int, str]]:
+    """What is known of each inode, the changes of the folder's entries since their last sync, and
+    the names of the inodes whose sync had begun and not ended."""
     states: dict[int, File] = {}
     pending: list[list[str]] = []
+    syncing: dict[int, str] = {}
     for line in notes.read_text().splitlines() if notes.exists() else ():
         kind, *words = line.split()
         if kind == "folder":
             pending.clear()
         elif kind in ("make", "rename", "remove"):
             pending.append([kind, *words])
+        elif kind == "begin":
+            syncing[int(words[0])] = words[1]
         else:
             inode, position = int(words[0]), int(words[1])
             if kind == "open":
                 states[inode] = File(0, position)
             elif kind == "sync":
                 states[inode].synced = position
+                syncing.pop(inode, None)
             else:
                 state = states[inode]
-                state.synced, state.before = (
-                    min(state.synced, position),
-                    min(state.before, position),
-                )
-    return states, pending
+                state.synced = min(state.synced, position)
+                state.before = min(state.before, position)
+    return states, pending, syncing

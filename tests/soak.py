@@ -13,17 +13,20 @@ import signal
 import tempfile
 from pathlib import Path
 
-from tests.crash import LOADS, SETTINGS, Crash
-from tests.crash_clients import Server, StreamWorker, counts
+from tests.crash_check import counts
+from tests.crash_clients import LOADS, StreamWorker
+from tests.crash_rounds import Crash
+from tests.crash_server import Server
+from tests.ledger import Keeping
 
-KEEP_SECONDS = "20"
+KEPT = Keeping(ended=20, window=20)
 SAMPLE_SECONDS = 10
 GROWTH_MAX = 1.3
 SLACK_BYTES = 64 << 20  # write buffers and allocator of a small run
 
 
 def resident_bytes(server: Server) -> int:
-    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{server.pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("the server is gone")
@@ -46,13 +49,8 @@ def levelled(name: str, samples: list[int]) -> None:
     assert last <= middle * GROWTH_MAX + SLACK_BYTES, f"{name} keeps growing"
 
 
-def soak(folder: Path, samples: int) -> None:
-    settings = {
-        **SETTINGS,
-        "RETENTION_SECONDS": KEEP_SECONDS,
-        "IDEMPOTENCY_WINDOW_SECONDS": KEEP_SECONDS,
-    }
-    crash = Crash(folder, seed=1, settings=settings)
+def soak(folder: Path, samples: int, seed: int) -> None:
+    crash = Crash(folder, seed, keeping=KEPT)
     server = crash.start()
     loads = crash.load(server, *LOADS)
     memory, disk = [], []
@@ -60,7 +58,7 @@ def soak(folder: Path, samples: int) -> None:
         before = crash.ledger.acknowledgements
         crash.ledger.wait_for(lambda: False, SAMPLE_SECONDS)
         rate = (crash.ledger.acknowledgements - before) / SAMPLE_SECONDS
-        crash.ledger.forget_ended()
+        crash.ledger.forget_gone()
         memory.append(resident_bytes(server))
         disk.append(folder_bytes(folder / "data"))
         print(
@@ -77,15 +75,17 @@ def soak(folder: Path, samples: int) -> None:
     crash.join(loads)
     levelled("memory", memory)
     levelled("disk", disk)
+    print(f"seed {seed}, {crash.ledger.acknowledgements} acknowledgements, lost 0", flush=True)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--minutes", type=float, default=20)
+    options.add_argument("--seed", type=int, default=1)
     given = options.parse_args()
     samples = max(6, int(given.minutes * 60 / SAMPLE_SECONDS))
     with tempfile.TemporaryDirectory(prefix="codeq-soak-") as folder:
-        soak(Path(folder), samples)
+        soak(Path(folder), samples, given.seed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,14 @@ def test_a_fault_point_strikes_at_its_count() -> None:
         faults.point("after-write")
         faults.point("elsewhere")
         assert len(struck) == (passed >= 3)
+
+
+def test_a_fault_point_counts_while_it_is_armed(tmp_path: Path) -> None:
+    struck: list[str] = []
+    armed = tmp_path / "armed"
+    faults = Faults({"after-write": 2}, lambda: struck.append("now"), armed.exists)
+    for passed in range(4):
+        faults.point("after-write")
+        if passed == 1:
+            armed.touch()
+    assert struck == ["now"]

@@ -82,22 +82,31 @@ class Faults:
     """Named points at which a crash test lets the process die.
 
     ``CODEQ_FAULT=name:count`` in the environment kills the process with SIGKILL when the point
-    ``name`` is passed for the ``count``-th time. Without it a point costs one dictionary look-up.
+    ``name`` is passed for the ``count``-th time; with ``CODEQ_FAULT_ARMED=file`` it counts while
+    that file exists. Without it a point costs one dictionary look-up.
     """
 
-    def __init__(self, plan: Mapping[str, int], strike: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Mapping[str, int],
+        strike: Callable[[], None] | None = None,
+        armed: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._left = dict(plan)
         self._strike = strike or _kill_self
+        self._armed = armed
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Faults:
         name, _, count = environment.get("CODEQ_FAULT", "").partition(":")
-        return cls({name: int(count or 1)} if name else {})
+        plan = {name: int(count or 1)} if name else {}
+        file = environment.get("CODEQ_FAULT_ARMED", "")
+        return cls(plan, armed=lambda: not file or os.path.exists(file))
 
     def point(self, name: str) -> None:
         """Passes the named point."""
         left = self._left.get(name)
-        if left is None:
+        if left is None or not self._armed():
             return
         self._left[name] = left - 1
         if left == 1:

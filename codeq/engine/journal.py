@@ -165,6 +165,8 @@ class Journal:
         point = self._clock.faults.point
         self._write_began_s = self._clock.monotonic_s()
         point("before-write")
+        if ranges:
+            point("before-removal-write")
         try:
             self._store.write(puts, deletes, ranges)
             sequence = self._store.sequence()
@@ -172,6 +174,8 @@ class Journal:
             self.fail(f"write to the store failed: {error}")
             return
         point("after-write")
+        if ranges:
+            point("after-removal-write")
         self.groups += 1
         self._committing = waiting
         self._sync_began_s = self._clock.monotonic_s()

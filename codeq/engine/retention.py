@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from codeq.engine._engine import Engine
 from codeq.engine._views import CorruptRecord
+from codeq.engine.clock import Clock
 from codeq.engine.deliveries import Deliveries
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
@@ -51,12 +52,14 @@ class Retention:
         self,
         engine: Engine,
         store: Store,
+        clock: Clock,
         runner: Runner,
         journal: Journal,
         keys: Keys,
         deliveries: Deliveries,
     ) -> None:
         self._engine = engine
+        self._clock = clock
         self._store = store
         self._runner = runner
         self._journal = journal
@@ -67,6 +70,7 @@ class Retention:
         self._written: set[bytes] = set()  # keys of entries written since the look began
         self._carried = 0  # sequence up to which the oldest segment has been carried
         self._keys_end = b""
+        self._removed = False  # something, since the last ``reclaim``
 
     def run(self, now_ms: int) -> None:
         """One round; reads happen on the read helper thread, removals with the next commit
@@ -76,11 +80,27 @@ class Retention:
         trimmed = self._engine.trim(now_ms, keep)
         if trimmed is not None:
             begin, end = trimmed
+            self._removes()
             self._journal.delete_range(chunk_key(begin), chunk_key(end))
             self._journal.delete_range(b"s", b"s" + (end // SEGMENT_CHUNKS).to_bytes(8, "big"))
             self._journal.kick()
         if not self._reading:
             self._look(now_ms)
+
+    def reclaim(self) -> None:
+        """The disk is short of space: has what was removed leave it soon, not only when the next
+        tables are full."""
+        if self._removed:
+            self._removed = False
+            self._journal.after(lambda: self._runner.read(self._store.flush, self._reclaimed))
+
+    def _reclaimed(self, error: object) -> None:
+        if error is not None:
+            self._journal.fail(f"write to the store failed: {error}")
+
+    def _removes(self) -> None:
+        self._clock.faults.point("in-retention")
+        self._removed = True
 
     def written(self, puts: Sequence[tuple[bytes, bytes]]) -> None:
         """These are written with the open group."""
@@ -104,6 +124,7 @@ class Retention:
         begin, end = self._keys.expired(now_ms)
         if end != self._keys_end:
             self._keys_end = end
+            self._removes()
             self._journal.delete_range(begin, end)
             self._journal.kick()
 
@@ -155,6 +176,8 @@ class Retention:
         if not isinstance(found, Found):
             self._journal.fail(f"a look for what may go failed: {found}")
             return
+        if found.ranges or found.keys or found.chunks:
+            self._removes()
         for begin, end in found.ranges:
             for part in _without(begin, end, written):
                 self._journal.delete_range(*part)

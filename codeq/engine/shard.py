@@ -170,7 +170,7 @@ class Shard:
             settings.backup_dir, store, clock, runner, settings.disk_reserve_bytes
         )
         self._retention = Retention(
-            engine, store, runner, self.journal, self._keys, self.deliveries
+            engine, store, clock, runner, self.journal, self._keys, self.deliveries
         )
         self._maintain()
         self.journal.kick()
@@ -655,6 +655,8 @@ class Shard:
             self._tick()
         self._free_bytes = self._store.free_bytes()
         self._retention.run(now_ms)
+        if self._free_bytes < self.settings.disk_reserve_bytes:
+            self._retention.reclaim()
 
 
 _ENDED = 100  # CQ_ENDED

@@ -180,7 +180,8 @@ class Store:
         return sum(int(family.property_int_value(name) or 0) for family in (self._db, self._log))
 
     def flush(self) -> None:
-        """Writes to tables what so far stands in the log only. Any thread; releases the GIL."""
+        """Writes to tables what so far stands in the log only; not before then do the logs, and
+        what removed ranges covered, leave the disk. Any thread; releases the GIL."""
         try:
             self._log.flush(True)
             self._db.flush(True)

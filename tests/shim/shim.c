@@ -12,6 +12,7 @@
  * Lines of SHIM_NOTES, in the order in which the calls took effect:
  *
  *   open INODE SIZE           opened for writing; SIZE bytes were there before
+ *   begin INODE NAME          a sync begins
  *   sync INODE END            all that was written up to END is on disk
  *   cut INODE END             truncated
  *   make INODE NAME           a new entry of the folder
@@ -114,10 +115,26 @@ static void copy_setting(char *into, const char *name)
         snprintf(into, PATH_MAX, "%s", value);
 }
 
-/* Finds the real calls and reads the settings; once, at the first call or at the start. */
-__attribute__((constructor)) static void begin(void)
+/* Reads the settings; a forked process that got its own calls it again. */
+void shim_begin(void)
 {
     const char *path = getenv("SHIM_NOTES"), *text;
+    copy_setting(folder, "SHIM_FOLDER");
+    copy_setting(undo_folder, "SHIM_UNDO");
+    copy_setting(armed, "SHIM_ARMED");
+    folder_length = strlen(folder);
+    saved_count = (unsigned)getpid() * 100000U;
+    if (path)
+        notes = real_openat(AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if ((text = getenv("SHIM_FAULT")) && *text)
+        read_fault(text);
+    if ((text = getenv("SHIM_SLOW_US")))
+        slow_us = (useconds_t)atol(text);
+}
+
+/* Finds the real calls and reads the settings; once, at the first call or when it is loaded. */
+__attribute__((constructor)) static void begin(void)
+{
     if (real_openat)
         return;
     *(void **)&real_openat = dlsym(RTLD_NEXT, "openat64");
@@ -131,17 +148,7 @@ __attribute__((constructor)) static void begin(void)
     *(void **)&real_ftruncate = dlsym(RTLD_NEXT, "ftruncate64");
     *(void **)&real_rename = dlsym(RTLD_NEXT, "rename");
     *(void **)&real_unlink = dlsym(RTLD_NEXT, "unlink");
-    copy_setting(folder, "SHIM_FOLDER");
-    copy_setting(undo_folder, "SHIM_UNDO");
-    copy_setting(armed, "SHIM_ARMED");
-    folder_length = strlen(folder);
-    saved_count = (unsigned)getpid() * 100000U;
-    if (path)
-        notes = real_openat(AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    if ((text = getenv("SHIM_FAULT")) && *text)
-        read_fault(text);
-    if ((text = getenv("SHIM_SLOW_US")))
-        slow_us = (useconds_t)atol(text);
+    shim_begin();
 }
 
 __attribute__((format(printf, 1, 2))) static void note(const char *format, ...)
@@ -341,14 +348,18 @@ static ssize_t write_watched(int fd, const struct iovec *parts, int count, off_t
 static int sync_watched(int fd, int (*real)(int))
 {
     if (fd >= 0 && fd < FDS_MAX && folder_fd[fd]) {
-        int failed = real(fd);
+        pthread_mutex_lock(&lock); /* an entry made meanwhile may miss it */
+        int failed = real(fd), error = errno;
         if (!failed)
             note("folder\n");
+        pthread_mutex_unlock(&lock);
+        errno = error;
         return failed;
     }
     struct file *file = watched(fd);
     if (!file)
         return real(fd);
+    note("begin %llu %s\n", (unsigned long long)file->inode, file->name);
     if (slow_us)
         usleep(slow_us);
     if (strikes("fsync", file->name))
