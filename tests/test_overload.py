@@ -25,7 +25,7 @@ from codeq.config import Config, load
 from codeq.engine import shard as shard_module
 from codeq.engine.clock import Clock
 from codeq.engine.shard import Shard
-from codeq.server import app as app_module
+from codeq.server import http_server
 from codeq.server import grpc_server
 from codeq.server.app import HttpListener, LoopRunner, reserve, shard_settings
 from codeq.server.auth import Auth
@@ -666,7 +666,7 @@ def test_T48_an_answer_that_is_not_taken_is_cut_off_and_its_tasks_go_back(tmp_pa
 def test_T48_the_kernel_drops_a_connection_that_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "STALL_SECONDS", 1)
+    monkeypatch.setattr(http_server, "STALL_SECONDS", 1)
 
     async def scenario() -> None:
         async with served(tmp_path) as node:

@@ -647,9 +647,8 @@ class Shard:
         now_ms = self.clock.now_ms()
         self._stop_maintenance = self._runner.at(now_ms + MAINTENANCE_MS, self._maintain)
         due_ms = self.engine.next_due_ms()
-        if (
-            due_ms is not None and due_ms <= now_ms and not self._more_due
-        ):  # the clock stepped past the timer
+        # Past its time: the clock stepped past the timer.
+        if due_ms is not None and due_ms <= now_ms and not self._more_due:
             if self._due is not None:
                 self._due[1]()
             self._tick()

@@ -34,7 +34,7 @@ EDGES = (
         "codeq/server/auth.py",
         "dict.fromkeys(name.encode() for name in names if name and name != WILDCARD)",
         "dict.fromkeys(name.lower().encode() for name in names if name and name != WILDCARD)",
-        "test_auth.py::test_event_types_are_compared_as_commands_are_T43",
+        "test_auth.py::test_T43_event_types_are_compared_as_commands_are",
     ),
     Mutant(
         "static-token-compared-early-out",

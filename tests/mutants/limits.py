@@ -71,9 +71,9 @@ LIMITS = (
     ),
     Mutant(
         "kernel-not-told",
-        "codeq/server/app.py",
-        "if listens and found.getsockname()[:2] == address:",
-        "if False:",
+        "codeq/server/http_server.py",
+        "socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)",
+        "socket.TCP_USER_TIMEOUT, 0)",
         "test_overload.py::test_T48_the_kernel_drops_a_connection_that_takes_nothing",
     ),
     Mutant(
@@ -210,17 +210,10 @@ LIMITS = (
         "test_scale.py::test_a_long_restart_logs_its_progress",
     ),
     Mutant(
-        "keys-stay",
+        "keys-stay-under-load",
         "codeq/engine/retention.py",
         "        if end != self._keys_end:\n",
         "        if False:\n",
-        "test_removal.py::test_T44_under_steady_load_every_kind_of_entry_levels_out_and_then_goes",
-    ),
-    Mutant(
-        "webhook-entries-stay",
-        "codeq/engine/retention.py",
-        '_PREFIXES = (b"d", b"e", b"w")',
-        '_PREFIXES = (b"d", b"e")',
         "test_removal.py::test_T44_under_steady_load_every_kind_of_entry_levels_out_and_then_goes",
     ),
     Mutant(

@@ -103,7 +103,7 @@ MUTANTS = (
     ),
     Mutant(
         "synced-not-checked",
-        "codeq/engine/recovery.py",
+        "codeq/engine/store.py",
         "if found < synced:",
         "if found < 0:",
         "test_shard.py::test_a_lost_log_is_noticed",
@@ -112,15 +112,15 @@ MUTANTS = (
     Mutant(
         "chunk-removed-too-early",
         "csrc/log.c",
-        "&& log->segments[gone].expires_ms <= now_ms)",
-        "&& log->segments[gone].expires_ms != now_ms)",
+        "log->segments[segment - log->first_segment].expires_ms <= now_ms)",
+        "log->segments[segment - log->first_segment].expires_ms != now_ms)",
         "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
     ),
     Mutant(
         "chunk-removed-one-ms-early",
         "csrc/log.c",
-        "&& log->segments[gone].expires_ms <= now_ms)",
-        "&& log->segments[gone].expires_ms <= now_ms + 1)",
+        "log->segments[segment - log->first_segment].expires_ms <= now_ms)",
+        "log->segments[segment - log->first_segment].expires_ms <= now_ms + 1)",
         "test_removal.py::test_T3_nothing_goes_a_millisecond_before_its_keeping_time_is_over",
     ),
     Mutant(
@@ -148,8 +148,8 @@ MUTANTS = (
     Mutant(
         "key-not-checked-while-pending",
         "codeq/engine/keys.py",
-        "self._open.get(hashed) or _decode(",
-        "_decode(",
+        "found = [self._open.get(hashed) for hashed in hashes]",
+        "found: list[Known | None] = [None for _ in hashes]",
         "test_shard.py::test_I7_T28_concurrent_creates_with_one_key_make_one_task",
     ),
     Mutant(
@@ -162,14 +162,14 @@ MUTANTS = (
     Mutant(
         "key-shared-by-tenants",
         "codeq/engine/keys.py",
-        '_hash(tenant.encode() + b"\\0" + key)',
-        "_hash(key)",
+        'return _hash(tenant + b"\\0" + key)',
+        "return _hash(key)",
         "test_shard.py::test_T29_two_tenants_may_use_one_key",
     ),
     Mutant(
         "request-not-compared",
         "codeq/engine/keys.py",
-        "return self._lenient or request == other",
+        "return self._lenient or request in (other, UNKNOWN_REQUEST)",
         "return True",
         "test_shard.py::test_T30_same_key_with_other_content_is_refused",
     ),
