@@ -141,7 +141,7 @@ def test_a_notification_as_it_arrives(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             receiver() as hook,
-            sender(tmp_path, webhookHmacSecret=SECRET) as node,
+            sender(tmp_path, webhookHmacSecret=SECRET, subscriptionMinIntervalSeconds=9) as node,
             client(node) as worker,
         ):
             await subscribe(worker, callbackUrl=hook.url("/ready"), eventTypes=["JOB"])
@@ -162,7 +162,10 @@ def test_a_notification_as_it_arrives(tmp_path: Path) -> None:
             assert first.headers["x-codeq-signature"] == signed.hexdigest()
             hook.status = 500
             await create(worker, "JOB")
-            node.runner.advance(5_000)  # subscriptionMinIntervalSeconds
+            node.runner.advance(8_999)
+            await node.drained()
+            assert len(hook.all) == 1
+            node.runner.advance(1)
             second = await hook.next()
             assert second.json["queueDepth"] == 2
             assert second.json["notificationId"] != first.json["notificationId"]
@@ -191,6 +194,19 @@ def test_the_interval_asked_for_is_kept(tmp_path: Path) -> None:
             await node.until(lambda: 0 not in hook_idle(node))
             node.runner.advance(1)
             await hook.next()
+
+    asyncio.run(run())
+
+
+def test_what_has_ended_is_cleaned_up_as_often_as_set(tmp_path: Path) -> None:
+    async def run() -> None:
+        flags = {"subscriptionCleanupIntervalSeconds": 7}
+        async with sender(tmp_path, **flags) as node, client(node) as worker:
+            await subscribe(worker, ttlSeconds=1)
+            node.runner.advance(6_999)
+            assert len(node.shard.subscriptions._members) == 1
+            node.runner.advance(1)
+            assert not node.shard.subscriptions._members
 
     asyncio.run(run())
 
