@@ -601,7 +601,7 @@ uint8_t *cq_ended_put(uint8_t *to, const cq_slot *slot, uint8_t flags, cq_bytes 
                       cq_bytes error, cq_bytes artifacts);
 size_t cq_carried_size(const cq_slot *slot, const cq_record *created);
 uint8_t *cq_carried_put(uint8_t *to, const cq_slot *slot, const cq_record *created);
-uint8_t *cq_number_put(uint8_t *to, cq_record_kind kind, const cq_slot *slot);
+uint8_t *cq_number_put(uint8_t *to, cq_record_kind kind, uint64_t number);
 uint32_t cq_crc32c(const void *ptr, size_t len);
 
 static inline uint64_t cq_get_le(const uint8_t *from, int bytes)
@@ -844,6 +844,8 @@ cq_status cq_walk_each(cq_engine *engine, cq_walk *walk, cq_slot_change *change,
 /* Takes away ended tasks of the walk whose keeping time ends by then, likewise. */
 cq_status cq_walk_forget(cq_engine *engine, cq_walk *walk, int64_t before_ms, uint32_t count_max,
                          int64_t now_ms, uint32_t *count);
+/* Records that an ended task on disk is taken away, for those who make its directory again. */
+cq_status cq_walk_gone(cq_engine *engine, uint64_t number, int64_t now_ms);
 
 /* === recovery.c ============================================================================== */
 

@@ -488,26 +488,22 @@ uint8_t *cq_created_put(uint8_t *to, const cq_slot *slot, const cq_create *creat
     return put_bytes(to, (cq_bytes){slot->body, (uint32_t)body_size});
 }
 
-static uint8_t *put_number(uint8_t *to, cq_record_kind kind, const cq_slot *slot)
+uint8_t *cq_number_put(uint8_t *to, cq_record_kind kind, uint64_t number)
 {
     *to++ = (uint8_t)kind;
-    return cq_put_le(to, cq_id_number(slot->id), NUMBER);
-}
-
-uint8_t *cq_number_put(uint8_t *to, cq_record_kind kind, const cq_slot *slot)
-{
-    return put_number(to, kind, slot);
+    return cq_put_le(to, number, NUMBER);
 }
 
 uint8_t *cq_claimed_put(uint8_t *to, const cq_slot *slot)
 {
-    to = put_number(to, CQ_RECORD_CLAIMED, slot);
+    to = cq_number_put(to, CQ_RECORD_CLAIMED, cq_id_number(slot->id));
     return cq_put_le(cq_put_le(to, (uint64_t)slot->due_ms, 8), (uint32_t)slot->attempts, 4);
 }
 
 uint8_t *cq_kept_put(uint8_t *to, const cq_slot *slot)
 {
-    return cq_put_le(put_number(to, CQ_RECORD_KEPT, slot), (uint64_t)slot->due_ms, 8);
+    return cq_put_le(cq_number_put(to, CQ_RECORD_KEPT, cq_id_number(slot->id)),
+                     (uint64_t)slot->due_ms, 8);
 }
 
 static cq_bytes error_of(const cq_slot *slot)
@@ -522,7 +518,7 @@ size_t cq_returned_size(uint32_t error_len)
 
 uint8_t *cq_returned_put(uint8_t *to, const cq_slot *slot)
 {
-    to = put_number(to, CQ_RECORD_RETURNED, slot);
+    to = cq_number_put(to, CQ_RECORD_RETURNED, cq_id_number(slot->id));
     *to++ = slot->state;
     to = cq_put_le(cq_put_le(to, (uint64_t)slot->due_ms, 8), (uint32_t)slot->attempts, 4);
     return put_lp16(to, error_of(slot));
@@ -537,7 +533,7 @@ size_t cq_ended_size(cq_bytes result, cq_bytes error, cq_bytes artifacts)
 uint8_t *cq_ended_put(uint8_t *to, const cq_slot *slot, uint8_t flags, cq_bytes result,
                       cq_bytes error, cq_bytes artifacts)
 {
-    to = put_number(to, CQ_RECORD_ENDED, slot);
+    to = cq_number_put(to, CQ_RECORD_ENDED, cq_id_number(slot->id));
     *to++ = slot->state;
     to = cq_put_le(to, (uint32_t)slot->attempts, 4);
     to = cq_put_le(cq_put_le(to, (uint64_t)slot->updated_ms, 8), (uint64_t)slot->due_ms, 8);

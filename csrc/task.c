@@ -514,7 +514,7 @@ cq_status cq_slot_requeue(cq_engine *engine, cq_slot *slot, int64_t now_ms)
     slot->updated_ms = now_ms;
     cq_slot_unschedule(engine, slot);
     cq_slot_set_state(engine, slot, CQ_READY);
-    cq_log_wrote(engine, cq_number_put(to, CQ_RECORD_REQUEUED, slot));
+    cq_log_wrote(engine, cq_number_put(to, CQ_RECORD_REQUEUED, cq_id_number(slot->id)));
     cq_ready_put(engine, level, slot);
     return CQ_DONE;
 }
@@ -533,7 +533,7 @@ cq_status cq_slot_purge(cq_engine *engine, cq_slot *slot, int64_t now_ms)
         to = cq_log_record(engine, now_ms, NULL, CQ_NUMBER_BYTES);
     if (to == NULL)
         return CQ_NO_MEMORY;
-    cq_log_wrote(engine, cq_number_put(to, CQ_RECORD_PURGED, slot));
+    cq_log_wrote(engine, cq_number_put(to, CQ_RECORD_PURGED, cq_id_number(slot->id)));
     cq_slot_set_error(slot, NULL);
     cq_slot_unschedule(engine, slot);
     cq_slot_set_state(engine, slot, CQ_GONE);

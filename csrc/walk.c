@@ -119,15 +119,22 @@ cq_status cq_walk_each(cq_engine *engine, cq_walk *walk, cq_slot_change *change,
     return CQ_DONE;
 }
 
+cq_status cq_walk_gone(cq_engine *engine, uint64_t number, int64_t now_ms)
+{
+    uint8_t *to = cq_log_record(engine, now_ms, NULL, CQ_NUMBER_BYTES);
+    if (to == NULL)
+        return CQ_NO_MEMORY;
+    cq_log_wrote(engine, cq_number_put(to, CQ_RECORD_PURGED, number));
+    return CQ_DONE;
+}
+
 /* Takes an ended task away whose directory is not written yet: that will not have it. */
 static cq_status forget(cq_engine *engine, cq_slot *slot, int64_t now_ms)
 {
     if (slot->state == CQ_DEAD)
         return cq_slot_purge(engine, slot, now_ms);
-    uint8_t *to = cq_log_record(engine, now_ms, NULL, CQ_NUMBER_BYTES);
-    if (to == NULL)
+    if (cq_walk_gone(engine, cq_id_number(slot->id), now_ms) != CQ_DONE)
         return CQ_NO_MEMORY;
-    cq_log_wrote(engine, cq_number_put(to, CQ_RECORD_PURGED, slot));
     cq_slot_set_state(engine, slot, CQ_GONE);
     return CQ_DONE;
 }

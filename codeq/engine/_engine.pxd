@@ -277,6 +277,7 @@ cdef extern from "codeq.h":
     cq_slot *cq_walk_next(const cq_engine *engine, cq_walk *walk)
     cq_status cq_walk_each(cq_engine *engine, cq_walk *walk, cq_slot_change *change,
                            uint32_t count_max, int64_t now_ms, uint32_t *count)
+    cq_status cq_walk_gone(cq_engine *engine, uint64_t number, int64_t now_ms)
     cq_status cq_walk_forget(cq_engine *engine, cq_walk *walk, int64_t before_ms,
                              uint32_t count_max, int64_t now_ms, uint32_t *count)
     cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command)

@@ -189,6 +189,9 @@ class Engine:
     ) -> tuple[int, int, int]:
         """Takes ended tasks in memory away whose keeping time ends by ``before_ms``; (how many,
         the number to go on with, looks)."""
+    def gone(self, number: int, now_ms: int) -> None:
+        """Records that an ended task on disk is taken away, for those who make its directory
+        again."""
     @property
     def looked(self) -> int:
         """Looks of all walks so far."""

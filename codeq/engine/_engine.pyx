@@ -473,6 +473,10 @@ cdef class Engine:
         self.looked += looks - walk.looks
         return (count, walk.next, looks - walk.looks)
 
+    def gone(self, uint64_t number, int64_t now_ms):
+        self.enter()
+        self.leave(cq_walk_gone(self.core, number, now_ms))
+
     @property
     def next_number(self):
         return self.core.next_number

@@ -31,6 +31,7 @@ cdef extern from "codeq.h":
         CQ_RECORD_CREATED
         CQ_RECORD_ENDED
         CQ_RECORD_CARRIED
+        CQ_RECORD_PURGED
 
     ctypedef struct cq_settings:
         uint32_t shard_count

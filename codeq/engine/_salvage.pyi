@@ -19,8 +19,9 @@ def read_directory(key: bytes, value: bytes) -> list[tuple[int, int, int]] | Non
 def task_number(task_id: bytes) -> int:
     """The number in the 16 bytes of an id."""
 
-def chunk_sound(chunk: bytes) -> bool:
-    """Whether frame and records are what was written."""
+def chunk_sound(chunk: bytes, purged: set[int] | None = None) -> bool:
+    """Whether frame and records are what was written; adds the numbers of tasks that were taken
+    away to ``purged``."""
 
 def created_in(chunk: bytes) -> list[bytes]:
     """Ids of the tasks that a damaged chunk seems to create or carry, as far as it can be read."""

@@ -82,7 +82,7 @@ def task_number(bytes task_id not None):
 
 # --- chunks ---------------------------------------------------------------------------------------
 
-def chunk_sound(bytes chunk not None):
+def chunk_sound(bytes chunk not None, set purged=None):
     cdef cq_bytes rest
     cdef cq_record record
     cdef cq_status status
@@ -90,6 +90,8 @@ def chunk_sound(bytes chunk not None):
         return False
     status = cq_record_next(&rest, &record)
     while status == CQ_DONE:
+        if record.kind == CQ_RECORD_PURGED and purged is not None:
+            purged.add(record.number)
         status = cq_record_next(&rest, &record)
     return status == CQ_FULL
 

@@ -18,6 +18,7 @@ import msgspec
 from codeq.engine import folder, keys
 from codeq.engine._engine import Engine
 from codeq.engine._salvage import EMPTY_CHUNK, Salvage, created_in, read_directory, task_number
+from codeq.engine._views import directory_without
 from codeq.engine._wire import format_id
 from codeq.engine.clock import Clock
 from codeq.engine.reader import chunk_key
@@ -241,15 +242,32 @@ class Found:
 
     def _made(self, entries: Sequence[Entry], *, compare: bool = True) -> None:
         """Entries that belong beside the chunks: they should be there, and are put."""
-        if compare and self._target is None and not self._survey.lost:
-            wanted = [entry for entry in entries if entry[0][:1] in b"de" and _used(*entry)]
-            for (key, value), there in zip(wanted, self._get(wanted), strict=True):
-                self._compare(key, value, there)
-        for key, value in entries:
-            self._put(key, value)
+        there = self._source.get([key for key, _ in entries])
+        for (key, value), found in zip(entries, there, strict=True):
+            if key[:1] not in (b"d", b"e"):
+                self._put(key, value)
+                continue
+            left = self._without_purged(key, value, found)
+            if left is None:
+                continue
+            self._put(key, left)
+            if compare and self._target is None and not self._survey.lost:
+                self._compare(key, left, found)
 
-    def _get(self, wanted: Sequence[Entry]) -> list[bytes | None]:
-        return self._source.get([key for key, _ in wanted])
+    def _without_purged(self, key: bytes, value: bytes, there: bytes | None) -> bytes | None:
+        """The directory without the tasks that were taken away; None when it has no other.
+
+        When chunks are lost, and with them the records that say so, the one that stands there
+        knows as well."""
+        used = [number for number, _, _ in _used(key, value)]
+        kept = None
+        if there is not None and self._survey.lost and key not in self._survey.bad_entries:
+            kept = {number for number, _, _ in _used(key, there)}
+        purged = self._survey.purged
+        away = [n for n in used if n in purged or (kept is not None and n not in kept)]
+        if len(away) == len(used):
+            return None
+        return directory_without(value, away) if away else value
 
     def _compare(self, key: bytes, value: bytes, there: bytes | None) -> None:
         name = f"directory (key {key[:1].decode()}{key[1:].hex()})"
@@ -268,6 +286,7 @@ class Found:
         keyed.clear()
         places = [_places(one, window_ms) for one in binding]
         there = self._source.get([place for own in places for place in own])
+        gone = self._survey.gone | self._survey.purged
         for i, (task_id, tenant, key, created_ms, _) in enumerate(binding):
             found = there[2 * i : 2 * i + 2]
             sound = [
@@ -275,7 +294,7 @@ class Found:
                 for place, value in zip(places[i], found, strict=True)
                 if value is not None and place not in self._survey.bad_entries
             ]
-            if sound or places[i][0] in self._bound or task_number(task_id) in self._survey.gone:
+            if sound or places[i][0] in self._bound or task_number(task_id) in gone:
                 continue
             self._bound.add(places[i][0])
             self._damage.append(

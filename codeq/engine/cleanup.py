@@ -1,7 +1,8 @@
 """Cleanup: ended tasks taken away before retention takes them, on the word of their tenant.
 
 A task in memory becomes one that is gone, with a record that says so. Of a task on disk only its
-directory knows: that is written again without it. The records themselves leave the disk with
+directory knows: that is written again without it, and a record says so for those who make
+directories again. The other records themselves leave the disk with
 their chunk, when the keeping time of all of it is over. A request looks at a bounded part of the
 numbers, and the next of the same tenant goes on behind it.
 """
@@ -136,6 +137,7 @@ class Cleanup:
     def _take_away(self, found: Found) -> None:
         by_entry: dict[bytes, list[int]] = {}
         for place, _ in found.tasks:
+            self._engine.gone(place.number, self._clock.now_ms())
             by_entry.setdefault(place.key, []).append(place.number)
         for key, numbers in by_entry.items():
             directory = found.directories.get(key)  # None: an entry of the task's own

@@ -71,6 +71,7 @@ class Survey:
         self.chunks = self.directories = self.webhooks = self.keys = 0
         self.lost = Ranges()  # chunks that are missing or damaged
         self.named: dict[int, list[bytes]] = {}  # by damaged chunk: ids that it seems to hold
+        self.purged: set[int] = set()  # numbers of tasks that were taken away
         self.gone: set[int] = set()  # numbers of tasks that have ended, and whose records are lost
         self.bad_entries: set[bytes] = set()  # keys of entries that are not what was written
         self.head_sound = True
@@ -166,7 +167,7 @@ class Survey:
             self._missing(expected, sequence)
             expected = sequence + 1
             self.chunks += 1
-            if not chunk_sound(chunk):
+            if not chunk_sound(chunk, self.purged):
                 self.damage.append(f"chunk {sequence} is damaged")
                 self.named[sequence] = created_in(chunk)
                 self.lost.add(sequence, expected)
