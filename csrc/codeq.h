@@ -632,7 +632,7 @@ static inline uint8_t *cq_put_be64(uint8_t *to, uint64_t value)
 #define CQ_CHUNK_VERSION 1
 #define CQ_CHUNK_FRAME 5 /* version, checksum */
 #define CQ_SEGMENT_CHUNKS 512
-#define CQ_FORMAT 1
+#define CQ_FORMAT 2
 #define CQ_HEAD_BYTES 52
 #define CQ_DIRECTORY_BYTES (8 + CQ_BUCKET_SLOTS * 10 + 4)
 

@@ -25,10 +25,11 @@ from codeq.engine.clock import FakeClock, Faults
 from codeq.engine.store import Store, write_synced
 from codeq.errors import CodeqError, StoreError
 from tests.conftest import refusal
-from tests.crash import LOADS, SETTINGS
-from tests.crash_clients import COMMAND, Rest, check_result
-from tests.crash_clients import Server as Served
-from tests.crash_clients import check as check_promises
+from tests.crash_check import check as check_promises
+from tests.crash_check import check_result
+from tests.crash_clients import COMMANDS, LOADS, Rest
+from tests.crash_rounds import SETTINGS
+from tests.crash_server import Server as Served
 from tests.ledger import Entry, Ledger
 from tests.node import Node
 from tests.test_check import BIG, filled, flip, largest, snapshot
@@ -322,10 +323,12 @@ def restored_holds(server: Served, promised: list[Entry]) -> None:
         status, task = rest.call("GET", f"/tasks/{entry.task_id}")
         assert status == 200 and json.loads(task["payload"])["number"] == entry.number, entry
         if entry.result is not None:
-            check_result(rest, entry, entry.result)
+            status, answer = rest.call("GET", f"/tasks/{entry.task_id}/result")
+            assert status == 200, entry
+            check_result(entry, answer["task"], answer["result"])
     left = {e.task_id for e in promised if e.result is None}
     done: set[str] = set()
-    claim = {"commands": [COMMAND], "count": 100, "waitSeconds": 4}
+    claim = {"commands": COMMANDS, "count": 100, "waitSeconds": 4}
     while (got := worker.call("POST", "/tasks/claim/batch", claim))[0] == 200:
         ids = [task["id"] for task in got[1]["tasks"]]
         assert not done & set(ids)
@@ -391,7 +394,7 @@ def test_T17_kill_9_in_the_middle_of_a_backup(
         load.join(30)
     ledger.new_life()
     again = operated("one")
-    check_promises(again, list(ledger.entries.values()))
+    check_promises(again, ledger, list(ledger.entries.values()))
     assert call(again, "dev-producer", {"name": "one"})[0] == 201
     assert os.listdir(place) == ["one"] and not (tmp_path / "one/data/backup.tmp").exists()
     assert again.stop(signal.SIGTERM) == 0
@@ -412,7 +415,7 @@ def test_the_server_goes_on_when_the_disk_for_a_backup_is_full(
     try:
         server = operated()
         rest = Rest(server, "dev-producer")
-        made = {"command": COMMAND, "payload": "x" * 2_000_000}
+        made = {"command": COMMANDS[0], "payload": "x" * 2_000_000}
         assert rest.call("POST", "/tasks", made)[0] == 201
         status, answer = call(server, "dev-producer", {"name": "one"})
         assert (status, answer["code"]) == (503, "unavailable") and "no room" in answer["message"]
