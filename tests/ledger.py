@@ -276,9 +276,9 @@ class Ledger:
                 entry.held_until = max(entry.held_until, until)
 
     def finishing(self, entry: Entry, worker: str) -> Verdict:
-        """A result is about to be sent; returns it."""
+        """A result is about to be sent, for the last delivery or again; returns it."""
         with self.changed:
-            if worker not in entry.finishing:
+            if worker == entry.worker and worker not in entry.finishing:
                 entry.finishing[worker] = entry.end_sent_at = time.time()
             return verdict(entry.number, worker)
 
