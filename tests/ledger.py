@@ -67,6 +67,7 @@ class Entry:
     attempts_max: int = 1  # of the next delivery, if it comes in the same life
     life: int = 0  # of the server, in which this was last seen
     finishing: dict[str, float] = field(default_factory=dict)  # worker: when, not answered
+    unread: int = 0  # claims that may have been between the last delivery and the result
     late: Counter[str] = field(default_factory=Counter)  # worker: answers due to earlier deliveries
     result: Verdict | None = None  # acknowledged
     nacked: bool = False  # acknowledged, and not delivered since
@@ -291,6 +292,8 @@ class Ledger:
                 if entry.worker != worker:
                     self._broken(entry, f"was {entry.worker}'s and took a result of {worker}")
                 self.backlog -= entry.acknowledged and entry.result is None
+                if entry.result is None:
+                    entry.unread = self.life - entry.life
                 entry.result = verdict(entry.number, worker)
                 self._acknowledged(entry)
                 return
