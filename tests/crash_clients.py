@@ -355,7 +355,8 @@ class RestLoad(Load):
 
     def repeat_results(self, entries: list[Entry]) -> None:
         for entry in entries:
-            self.finish(entry)
+            if self.worker in entry.finishing:  # still
+                self.finish(entry)
 
     def finish(self, entry: Entry) -> None:
         ok, _ = self.say(entry, "result", self.result(entry))

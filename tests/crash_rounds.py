@@ -131,7 +131,8 @@ class Crash:
         return Round(kill, acknowledged, in_commit, in_commit and enough, power_lost, text)
 
     def fault(self, kill: str) -> str:
-        return f"{kill}:{self.random.randint(1, HITS[kill])}"
+        """The point and its hit, more often an early one, which is quicker."""
+        return f"{kill}:{self.random.randint(1, self.random.randint(1, HITS[kill]))}"
 
     def kill(self, server: Server, kill: str) -> str:
         """Waits for enough acknowledgements, then for the fault, or kills. Returns what it was."""

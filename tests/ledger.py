@@ -67,6 +67,7 @@ class Entry:
     attempts_max: int = 1  # of the next delivery, if it comes in the same life
     life: int = 0  # of the server, in which this was last seen
     finishing: dict[str, float] = field(default_factory=dict)  # worker: when, not answered
+    unread: int = 0  # claims that may have been between the last delivery and the result
     late: Counter[str] = field(default_factory=Counter)  # worker: answers due to earlier deliveries
     result: Verdict | None = None  # acknowledged
     nacked: bool = False  # acknowledged, and not delivered since
@@ -276,9 +277,9 @@ class Ledger:
                 entry.held_until = max(entry.held_until, until)
 
     def finishing(self, entry: Entry, worker: str) -> Verdict:
-        """A result is about to be sent; returns it."""
+        """A result is about to be sent, for the last delivery or again; returns it."""
         with self.changed:
-            if worker not in entry.finishing:
+            if worker == entry.worker and worker not in entry.finishing:
                 entry.finishing[worker] = entry.end_sent_at = time.time()
             return verdict(entry.number, worker)
 
@@ -291,6 +292,8 @@ class Ledger:
                 if entry.worker != worker:
                     self._broken(entry, f"was {entry.worker}'s and took a result of {worker}")
                 self.backlog -= entry.acknowledged and entry.result is None
+                if entry.result is None:
+                    entry.unread = self.life - entry.life
                 entry.result = verdict(entry.number, worker)
                 self._acknowledged(entry)
                 return

@@ -88,6 +88,8 @@ class Shim:
 
     def lose_power(self, dice: random.Random) -> str:
         """The folder as a disk without power may show it; a line that says what was done."""
+        if not self.data.exists():
+            return "there was nothing"
         states, pending, _ = read_notes(self.notes)
         undone = self._undo_entries(pending, dice)
         damaged = []
