@@ -301,6 +301,21 @@ def test_T42_what_runs_during_an_exchange_goes_on(
     assert server.terminate() == 0
 
 
+def test_T42_a_stop_during_an_exchange_is_in_order(
+    start_server: Callable[..., Server], authority: Authority
+) -> None:
+    pair = authority.issue("first")
+    server = start_server(**settings(pair), LOG_FORMAT="json")
+    with rest(server, context(authority)) as client:
+        assert client.get("/raft/status").status_code == 200
+        pair.replace(authority.issue("second"))
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "get the new certificate")
+        assert client.get("/raft/status").headers["connection"] == "close"
+        assert server.terminate() == 0
+    assert "cut off" not in server.stderr_path.read_text()
+
+
 def test_T42_a_bad_file_keeps_the_certificate_in_use(
     start_server: Callable[..., Server], authority: Authority
 ) -> None:

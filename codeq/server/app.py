@@ -200,6 +200,7 @@ class Node:
         self._shard: Shard | None = None
         self._metrics: Metrics | None = None
         self._certificates = Certificates(config.tls)
+        self._reading: asyncio.Task[None] | None = None
         self._tracer: Tracer | None = None
         self._callbacks: Callbacks | None = None
         self._webhooks: Webhooks | None = None
@@ -245,8 +246,8 @@ class Node:
     def _read_certificates_on(self, number: signal.Signals) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(number, self._certificates.ask)
-        reading = loop.create_task(self._certificates.run())
-        self._stops += [partial(loop.remove_signal_handler, number), reading.cancel]
+        self._reading = loop.create_task(self._certificates.run())
+        self._stops.append(partial(loop.remove_signal_handler, number))
 
     def _reserve_all(self) -> socket.socket:
         """The address of REST, after a look at those of the streams: a port in use is to be found
@@ -265,6 +266,8 @@ class Node:
 
     async def stop(self) -> None:
         """Answers what is in hand, each part up to its deadline, then closes the store."""
+        if self._reading is not None:
+            self._reading.cancel()  # no exchange begins now
         if self._rest is not None:
             self._rest.stop()
         if self._shard is not None:
