@@ -71,27 +71,31 @@ static void read_event(const event_kind *kind, cq_bytes message)
 
 static void producer_event(cq_bytes bytes)
 {
-    const event_kind kind = {CQ_PRODUCER_EVENT,
-                             {[1] = sizeof(cq_call), [2] = sizeof(cq_create),
-                              [3] = sizeof(cq_create)},
-                             1 << 3};
+    const event_kind kind = {
+        CQ_PRODUCER_EVENT,
+        {[1] = sizeof(cq_call), [2] = sizeof(cq_create), [3] = sizeof(cq_create)},
+        1 << 3};
     read_event(&kind, bytes);
 }
 
 static void producer_server_event(cq_bytes bytes)
 {
-    const event_kind kind = {CQ_PRODUCER_SERVER_EVENT,
-                             {[1] = sizeof(cq_call), [2] = sizeof(cq_ack), [3] = sizeof(cq_call),
-                              [4] = sizeof(cq_ack)},
-                             1 << 4};
+    const event_kind kind = {
+        CQ_PRODUCER_SERVER_EVENT,
+        {[1] = sizeof(cq_call), [2] = sizeof(cq_ack), [3] = sizeof(cq_call), [4] = sizeof(cq_ack)},
+        1 << 4};
     read_event(&kind, bytes);
 }
 
 static void worker_event(cq_bytes bytes)
 {
     const event_kind kind = {CQ_WORKER_EVENT,
-                             {[1] = sizeof(cq_call), [2] = sizeof(cq_call), [3] = sizeof(cq_finish),
-                              [4] = sizeof(cq_call), [5] = sizeof(cq_call), [6] = sizeof(cq_call),
+                             {[1] = sizeof(cq_call),
+                              [2] = sizeof(cq_call),
+                              [3] = sizeof(cq_finish),
+                              [4] = sizeof(cq_call),
+                              [5] = sizeof(cq_call),
+                              [6] = sizeof(cq_call),
                               [7] = sizeof(cq_finish)},
                              1 << 7};
     read_event(&kind, bytes);
@@ -100,9 +104,14 @@ static void worker_event(cq_bytes bytes)
 static void worker_server_event(cq_bytes bytes)
 {
     const event_kind kind = {CQ_WORKER_SERVER_EVENT,
-                             {[1] = sizeof(cq_call), [3] = sizeof(cq_ack), [4] = sizeof(cq_ack),
-                              [5] = sizeof(cq_ack), [6] = sizeof(cq_ack), [7] = sizeof(cq_call),
-                              [8] = sizeof(cq_task), [9] = sizeof(cq_ack)},
+                             {[1] = sizeof(cq_call),
+                              [3] = sizeof(cq_ack),
+                              [4] = sizeof(cq_ack),
+                              [5] = sizeof(cq_ack),
+                              [6] = sizeof(cq_ack),
+                              [7] = sizeof(cq_call),
+                              [8] = sizeof(cq_task),
+                              [9] = sizeof(cq_ack)},
                              1 << 8 | 1 << 9};
     read_event(&kind, bytes);
 }
