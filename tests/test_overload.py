@@ -25,10 +25,10 @@ from codeq.config import Config, load
 from codeq.engine import shard as shard_module
 from codeq.engine.clock import Clock
 from codeq.engine.shard import Shard
-from codeq.server import http_server
-from codeq.server import grpc_server
-from codeq.server.app import HttpListener, LoopRunner, reserve, shard_settings
+from codeq.server import grpc_server, http_server
+from codeq.server.app import LoopRunner, shard_settings
 from codeq.server.auth import Auth
+from codeq.server.http_server import HttpListener, reserve
 from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.request import PART_BYTES
@@ -82,7 +82,7 @@ class Served:
         limits = Limits(config.rate_limit, shard.clock)
         metrics = Metrics(shard, limits)
         self.app = RestApp(shard, self.auth, config, metrics, self.in_flight, limits)
-        self.http = HttpListener(self.app, config, reserve("127.0.0.1", 0, "REST"))
+        self.http = HttpListener(self.app, config, reserve("127.0.0.1", 0, "REST"), None)
         self.streams: dict[str, grpc_server.Listener] = {}
         self.stack = AsyncExitStack()
 
