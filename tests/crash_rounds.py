@@ -40,7 +40,8 @@ KILLS = (*PLAIN, *WRITE_POINTS, *REMOVAL_POINTS)
 HITS = {**dict.fromkeys(WRITE_POINTS, 12), **dict.fromkeys(REMOVAL_POINTS, 3), RECOVERY: 40}
 #: So many acknowledgements and a commit in flight at the kill make a round count
 COUNTED_ACKNOWLEDGEMENTS = 1000
-SLOW_US = (500, 2_000, 5_000, 10_000)
+#: How much longer a sync takes: at a point, and where the kill is to meet one from outside
+SLOW_US, PLAIN_SLOW_US = (500, 2_000, 5_000, 10_000), (5_000, 20_000, 50_000)
 CHECKED_NEWEST, CHECKED_OTHERS, REPEATED = 300, 100, 50
 FAULT_SECONDS, LOAD_SECONDS, JOIN_SECONDS, DRAIN_SECONDS = 6, 60, 30, 60
 POLL_SECONDS = 0.05
@@ -191,9 +192,10 @@ class Crash:
         """``fresh``: not from the nursery."""
         self.ledger.new_life()
         self.shim.disarm()
+        slow_us = self.random.choice(SLOW_US if fault or fresh else PLAIN_SLOW_US)
         settings = {
             **self.settings,
-            **self.shim.environment(slow_us=self.random.choice(SLOW_US)),
+            **self.shim.environment(slow_us=slow_us),
             "LIMITS_PAYLOAD_MEMORY_BYTES": self.random.choice(("50000", "500000000")),
             "CODEQ_FAULT": fault,
             REMOVAL_AFTER: str(self.shim.armed) if fault.startswith(REMOVAL_POINTS) else "",
