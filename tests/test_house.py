@@ -364,7 +364,7 @@ def test_nothing_is_left_over() -> None:
 
 
 def documents() -> list[Path]:
-    return files("*.md", "*.toml", "MANIFEST.in", "docs/**/*")
+    return files("*.md", "*.toml", "MANIFEST.in", "docs/**/*", "examples/**/*")
 
 
 def test_no_word_of_the_place_where_it_was_written() -> None:
@@ -388,7 +388,18 @@ def test_ci_scripts_are_short_and_runnable_by_hand() -> None:
             bad.append(f"{name(path)}: begin with #!/usr/bin/env bash and chmod +x")
         if not lines[1].startswith("# "):
             bad.append(f"{name(path)}: say in the second line what it does")
-    wanted = {"all", "lint", "test", "debug", "sanitize", "crash", "soak", "bench", "demo"}
+    wanted = {
+        "all",
+        "lint",
+        "test",
+        "debug",
+        "sanitize",
+        "crash",
+        "soak",
+        "bench",
+        "demo",
+        "package",
+    }
     bad.extend(f"ci/{word}: missing" for word in wanted - {path.name for path in files("ci/*")})
     report(bad, "keep ci/* short")
 
