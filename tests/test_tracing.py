@@ -30,6 +30,7 @@ from codeq.server import app, tracing
 from codeq.server.tracing import LINKS_MAX, Tracer
 
 from .conftest import ANY_PORT, PREFIX, START_SECONDS, STOP_SECONDS, Server
+from .receiver import receiver
 from .test_streams import WORKER, Line, channel
 
 #: What a client sends as traceparent: a sampled span of its own
@@ -135,11 +136,16 @@ def spans() -> Spans:
 
 
 @pytest.fixture
-def node(tmp_path: Path, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Addresses of a node whose spans go to ``spans``."""
+def tracer(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of this test send their spans to ``spans``."""
     provider = TracerProvider(ParentBased(TraceIdRatioBased(1.0)), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr(tracing, "from_config", lambda _: Tracer(provider))
+
+
+@pytest.fixture
+def node(tmp_path: Path, tracer: None) -> Iterator[dict[str, str]]:
+    """Addresses of a node whose spans go to ``spans``."""
     with running(settings(tmp_path)) as (_, addresses):
         yield addresses
 
@@ -310,21 +316,52 @@ def test_T67_a_message_of_many_tasks_has_one_span(node: dict[str, str], spans: S
 # --- webhooks
 
 
-def test_T67_a_webhook_carries_the_context_of_its_span() -> None:
-    spans = Spans()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    tracer = Tracer(provider)
-    sent = tracer.webhook("task_result", REMOTE, "vendor=1")
-    sent.end()
-    failed = tracer.webhook("queue_ready", "", "")
-    failed.end("status 500")
-    [first] = spans.wait_for("codeq.webhook.task_result")
-    assert ids(sent.trace_parent) == own_ids(first)
-    assert (parent_ids(first), sent.trace_state) == (ids(REMOTE), "vendor=1")
-    [second] = spans.wait_for("codeq.webhook.queue_ready")
-    assert (parent_ids(second), second.status.description) == (None, "status 500")
-    tracer.close()
+def test_T67_webhooks_and_notifications_are_on_the_trace(
+    tmp_path: Path, spans: Spans, tracer: None
+) -> None:
+    flags = {"webhooks.allowPrivateNetworks": True, "resultWebhookMaxAttempts": 1}
+
+    async def check(addresses: dict[str, str]) -> None:
+        async with receiver() as hook:
+            hook.status = 500
+            await asyncio.to_thread(ended_with_webhook, addresses, hook.url("/result"), "job")
+            first = await hook.next()
+            [result] = await asyncio.to_thread(spans.wait_for, "codeq.webhook.task_result")
+            assert parent_ids(result) == ids(REMOTE)
+            assert own_ids(result) == ids(first.headers["traceparent"])
+            assert first.headers["tracestate"] == "vendor=1"
+            assert result.status.description == "status 500"
+            hook.status = 200
+            await asyncio.to_thread(subscribed, addresses, hook.url("/ready"))
+            second = await hook.next()
+            [ready] = await asyncio.to_thread(spans.wait_for, "codeq.webhook.queue_ready")
+            assert own_ids(ready) == ids(second.headers["traceparent"])
+            assert (second.path, parent_ids(ready)) == ("/ready", None)
+            assert ready.status.is_unset
+
+    with running(settings(tmp_path, **flags)) as (_, addresses):
+        asyncio.run(check(addresses))
+
+
+def ended_with_webhook(node: dict[str, str], url: str, command: str) -> None:
+    """A task that ends and has its result sent to the URL."""
+    with (
+        rest(node, "dev-producer", traceparent=REMOTE, tracestate="vendor=1") as producer,
+        rest(node, "dev-worker") as worker,
+    ):
+        body = {"command": command, "payload": 1, "webhook": url}
+        made = producer.post("/tasks", json=body).json()
+        assert worker.post("/tasks/claim", json={}).status_code == 200
+        body = {"status": "COMPLETED"}
+        assert worker.post(f"/tasks/{made['id']}/result", json=body).status_code == 200
+
+
+def subscribed(node: dict[str, str], url: str) -> None:
+    """A subscription that is told of a task."""
+    with rest(node, "dev-producer") as producer, rest(node, "dev-worker") as worker:
+        body = {"callbackUrl": url, "eventTypes": ["other"]}
+        assert worker.post("/workers/subscriptions", json=body).status_code == 200
+        assert producer.post("/tasks", json={"command": "other", "payload": 1}).is_success
 
 
 # --- settings

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from codeq.engine.clock import FakeClock
-from codeq.server.callbacks import trace_headers
 
 from .conftest import Server, claim, create
 from .receiver import SECONDS, Sender, names, receiver, sender
@@ -83,14 +82,6 @@ def test_body_of_a_failure_unsigned(tmp_path: Path) -> None:
             await delivered(node)
 
     asyncio.run(run())
-
-
-def test_trace_headers_follow_when_tracing_is_on() -> None:
-    assert trace_headers("00-a-b-01", "x=1", tracing=False) == {}
-    assert trace_headers("", "x=1", tracing=True) == {}
-    assert trace_headers("00-a-b-01", "", tracing=True) == {"traceparent": "00-a-b-01"}
-    both = trace_headers("00-a-b-01", "x=1", tracing=True)
-    assert both == {"traceparent": "00-a-b-01", "tracestate": "x=1"}
 
 
 @pytest.mark.parametrize("status", [302, 404, 500])

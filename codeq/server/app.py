@@ -321,7 +321,10 @@ class Node:
 
     def _start_callbacks(self, shard: Shard, metrics: Metrics, limits: Limits) -> None:
         callbacks = self._callbacks = Callbacks(
-            shard, self._config, count=metrics.count_callback, limits=limits
+            *(shard, self._config),
+            count=metrics.count_callback,
+            limits=limits,
+            tracer=self._tracer,
         )
         self._stops.append(Notifier(shard, callbacks).stop)
         self._webhooks = Webhooks(shard, callbacks, self._config)

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -27,8 +27,11 @@ from codeq import __version__
 from codeq.config import Config
 from codeq.engine import targets
 from codeq.engine.shard import Shard
-from codeq.server.limits import Limits
+from codeq.server.limits import Limits, Operation
 from codeq.server.request import settle
+
+if TYPE_CHECKING:
+    from codeq.server.tracing import Tracer
 
 log = logging.getLogger("codeq.callbacks")
 
@@ -53,14 +56,6 @@ def host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-def trace_headers(trace_parent: str, trace_state: str, *, tracing: bool) -> dict[str, str]:
-    """The W3C headers that hang a POST on the trace of its task."""
-    if not tracing or not trace_parent:
-        return {}
-    state = {"tracestate": trace_state} if trace_state else {}
-    return {"traceparent": trace_parent, **state}
 
 
 class Forbidden(OSError):
@@ -224,7 +219,8 @@ class Places:
 class Callbacks:
     """What results and notifications have in common. Make it inside the loop; ``stop`` ends it.
 
-    ``lookup`` stands in for the name service.
+    ``lookup`` stands in for the name service. With a ``tracer`` each try has a span, whose context
+    goes with it.
     """
 
     def __init__(
@@ -235,12 +231,13 @@ class Callbacks:
         count: Count,
         limits: Limits,
         lookup: Lookup | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.places = Places(config.webhooks.concurrency, config.webhooks.per_host)
         self.limits = limits
         self.count = count
         self._shard = shard
-        self._tracing = config.tracing_enabled
+        self._tracer = tracer
         secret = config.webhook_hmac_secret
         self._secret = secret.encode() if secret.strip() else b""
         guard = Guard(private=config.webhooks.allow_private_networks, lookup=lookup)
@@ -265,11 +262,22 @@ class Callbacks:
         await self._session.close()
 
     async def post(
-        self, url: str, body: bytes, trace_parent: str = "", trace_state: str = ""
+        self, operation: Operation, url: str, body: bytes, trace: tuple[str, str] = ("", "")
     ) -> str:
-        """One try; empty when the answer was 2xx, else why it counts as a failure."""
-        headers = trace_headers(trace_parent, trace_state, tracing=self._tracing)
-        headers.update(self._signature(body))
+        """One try; empty when the answer was 2xx, else why it counts as a failure. ``trace`` is
+        the trace parent and trace state of the task."""
+        if self._tracer is None:
+            return await self._try(url, body, {})
+        span = self._tracer.webhook(operation.name, *trace)
+        failure = "cut off"
+        try:
+            failure = await self._try(url, body, span.headers)
+        finally:
+            span.end(failure)
+        return failure
+
+    async def _try(self, url: str, body: bytes, trace: dict[str, str]) -> str:
+        headers = {**trace, **self._signature(body)}
         over = asyncio.Event()
         trying = asyncio.ensure_future(self._send(url, body, headers))
         stop_timer = self._shard.at(self._shard.clock.now_ms() + TRY_MS, over.set)

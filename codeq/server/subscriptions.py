@@ -56,7 +56,7 @@ class Notifier:
         notification_id = f"ntf-{secrets.token_hex(16)}"
         body = NotificationBody(command, True, depth, CLAIM_URL, sent_at, notification_id)
         try:
-            failure = await self._callbacks.post(url, _encode(body))
+            failure = await self._callbacks.post(QUEUE_READY, url, _encode(body))
             self._callbacks.count(QUEUE_READY.name, command, not failure)
         finally:
             done()

@@ -135,12 +135,12 @@ class Tracer:
 
 
 class CallbackSpan:
-    """The span of one try of a webhook; ``trace_parent`` and ``trace_state`` are the headers that
-    go with it."""
+    """The span of one try of a webhook; ``headers`` are what goes with it."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        self.trace_parent, self.trace_state = _texts(span)
+        texts = zip((TRACE_PARENT, TRACE_STATE), _texts(span), strict=True)
+        self.headers = {name: text for name, text in texts if text}
 
     def end(self, failure: str = "") -> None:
         """The try is over; ``failure`` says why it failed."""

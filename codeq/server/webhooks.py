@@ -230,9 +230,8 @@ class Webhooks:
         if outcome is None:
             self._drop(pending)
             return
-        failure = await self._callbacks.post(
-            owed.url, body_of(outcome), outcome.trace_parent, outcome.trace_state
-        )
+        trace = (outcome.trace_parent, outcome.trace_state)
+        failure = await self._callbacks.post(TASK_RESULT, owed.url, body_of(outcome), trace)
         self._callbacks.count(TASK_RESULT.name, owed.command, not failure)
         pending.tries += 1
         if failure and pending.tries < self._tries_max:

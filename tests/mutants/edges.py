@@ -290,4 +290,11 @@ EDGES = (
         "    held.fileno()",
         "test_tls.py::test_T48_a_connection_that_says_nothing_is_ended",
     ),
+    Mutant(
+        "webhook-without-its-span",
+        "codeq/server/callbacks.py",
+        "self._try(url, body, span.headers)",
+        "self._try(url, body, {})",
+        "test_tracing.py::test_T67_webhooks_and_notifications_are_on_the_trace",
+    ),
 )
