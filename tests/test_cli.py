@@ -149,10 +149,12 @@ def test_config_check_finds_what_would_stop_the_start(
 
 
 def test_config_check_of_good_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unsigned = "warning: webhookHmacSecret is empty: webhooks are sent without a signature"
     assert cli.run(["config", "check", str(ROOT / "examples/codeq.yaml")]) == 0
-    assert capsys.readouterr().out == "good\n"
+    assert capsys.readouterr().out.splitlines() == [unsigned, "good"]
     file = tmp_path / "codeq.yaml"
-    file.write_text("redisAddr: x\npersistenceConfig: {fsyncOnCommit: false}\n")
+    secret = "webhookHmacSecret: s"
+    file.write_text(f"redisAddr: x\npersistenceConfig: {{fsyncOnCommit: false}}\n{secret}\n")
     assert cli.run(["config", "check", str(file), "--dev"]) == 0
     warnings = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in warnings[:-1]] == ["redisAddr:", "fsyncOnCommit"]

@@ -27,6 +27,7 @@ SERVER = "codeq/server"
 APP, TLS, TRACING = f"{SERVER}/app.py", f"{SERVER}/tls.py", f"{SERVER}/tracing.py"
 REST, LEASES, REQUEST = (f"{SERVER}/{name}.py" for name in ("rest_tasks", "rest_leases", "request"))
 STREAMS, READYS, GRPC = (f"{SERVER}/{name}.py" for name in ("streams", "readys", "grpc_server"))
+CALLBACKS, WEBHOOKS = f"{SERVER}/callbacks.py", f"{SERVER}/webhooks.py"
 PROVIDERS, LIMITS = f"{SERVER}/providers.py", f"{SERVER}/limits.py"
 
 #: Where each key acts: file, and what stands there. The longest name that fits a key counts. Keys
@@ -70,6 +71,16 @@ ACTS: dict[str, tuple[str, str]] = {
     "workerAudience": (PROVIDERS, "config.worker_audience"),
     "allowedClockSkewSeconds": (PROVIDERS, "allowed_clock_skew_seconds"),
     "allowProducerAsWorker": (PROVIDERS, "config.allow_producer_as_worker"),
+    "webhookHmacSecret": (CALLBACKS, "config.webhook_hmac_secret"),
+    "resultWebhookMaxAttempts": (WEBHOOKS, "config.result_webhook_max_attempts"),
+    "resultWebhookBaseBackoffSeconds": (WEBHOOKS, "config.result_webhook_base_backoff_seconds"),
+    "resultWebhookMaxBackoffSeconds": (WEBHOOKS, "config.result_webhook_max_backoff_seconds"),
+    "webhooks.concurrency": (CALLBACKS, "config.webhooks.concurrency"),
+    "webhooks.perHost": (CALLBACKS, "config.webhooks.per_host"),
+    "subscriptionMinIntervalSeconds": (
+        f"{SERVER}/rest_subscriptions.py",
+        "config.subscription_min_interval_seconds",
+    ),
     "rateLimit.producer": (LIMITS, "Buckets(settings.producer)"),
     "rateLimit.worker": (LIMITS, "Buckets(settings.worker)"),
     "rateLimit.webhook": (LIMITS, "Buckets(settings.webhook)"),

@@ -375,6 +375,8 @@ def _warnings(config: Config) -> list[str]:
         raise ConfigError(*stops[0].split(": ", 1))
     if not config.persistence_config.fsync_on_commit:
         warns.append("fsyncOnCommit is off: a loss of power may take the last moments with it")
+    if not config.webhook_hmac_secret.strip():
+        warns.append("webhookHmacSecret is empty: webhooks are sent without a signature")
     return [*config.warnings, *warns]
 
 
@@ -414,8 +416,6 @@ async def _run(config: Config, warnings: list[str]) -> int:
     _calm_garbage_collector()
     for warning in warnings:
         log.warning("%s", warning)
-    if not config.webhook_hmac_secret.strip():
-        log.warning("webhookHmacSecret is empty: webhooks are sent without a signature")
     print(ready, flush=True)
     log.info("%s", ready)
     await stopping.wait()
