@@ -72,7 +72,7 @@ def table(found: dict[str, list[Figure]]) -> str:
     for name, figures in found.items():
         for what, value, unit in figures:
             shown = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-            lines.append(f"| {name} | {what} | {shown} {unit} |")
+            lines.append(f"| {name} | {what} | {shown} {unit}".rstrip() + " |")
             name = ""
     return "\n".join(lines)
 

@@ -267,7 +267,7 @@ def test_a_long_restart_logs_its_progress(
         node.restart()
     lines = [record.getMessage() for record in caplog.records if "recovering" in record.message]
     assert 2 <= len(lines) <= 4
-    assert lines[0].startswith("recovering: ") and "live tasks so far" in lines[0]
+    assert lines[0].startswith("recovering: ") and "chunks of the log read" in lines[0]
     node.close()
 
 

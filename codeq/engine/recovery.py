@@ -123,6 +123,6 @@ def _load(engine: Engine, store: Store, clock: Clock, lease_grace_ms: int) -> in
         count += 1
         if count % PROGRESS_CHUNKS == 0 and clock.monotonic_s() >= logged_s + PROGRESS_SECONDS:
             logged_s = clock.monotonic_s()
-            log.info("recovering: %d chunks read, %d live tasks so far", count, engine.live_tasks)
+            log.info("recovering: %d chunks of the log read", count)
     engine.load_done(clock.now_ms(), lease_grace_ms)
     return count

@@ -217,13 +217,6 @@ LIMITS = (
         "test_removal.py::test_T44_under_steady_load_every_kind_of_entry_levels_out_and_then_goes",
     ),
     Mutant(
-        "keys-stay",
-        "codeq/engine/retention.py",
-        "        if end != self._keys_end:\n",
-        "        if False:\n",
-        "test_removal.py::test_T44_under_steady_load_every_kind_of_entry_levels_out_and_then_goes",
-    ),
-    Mutant(
         "segments-stay",
         "codeq/engine/retention.py",
         'self._journal.delete_range(b"s", b"s" +',
