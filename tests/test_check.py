@@ -15,10 +15,18 @@ import pytest
 from codeq.engine import folder
 from codeq.engine import store as store_module
 from codeq.engine._engine import COMPLETED, LEASED, READY
-from codeq.engine._salvage import EMPTY_CHUNK, Salvage, created_in, read_directory, read_head
+from codeq.engine._salvage import (
+    EMPTY_CHUNK,
+    Salvage,
+    chunk_sound,
+    created_in,
+    read_directory,
+    read_head,
+)
 from codeq.engine._wire import format_id
 from codeq.engine.check import Report, check
 from codeq.engine.clock import FakeClock
+from codeq.engine.deliveries import rests_on
 from codeq.engine.store import Store, synced_sequence, write_synced
 from codeq.errors import StoreError
 from tests.engine_disk import MINE, NOW, TENANT, Disk, claimed, finish, make
@@ -252,6 +260,76 @@ def test_entries_that_are_damaged_or_missing_are_made_again(tmp_path: Path, pref
     node._open()
     assert {task_id: node.get(task_id).state for task_id in everything} == everything
     assert node.create(key="key-7", payload=b"7") == replayed
+    node.close()
+
+
+@pytest.mark.parametrize("lost", ["directory", "head", "record", "created"])
+def test_T35_a_repair_brings_no_task_back_that_was_cleaned_up(tmp_path: Path, lost: str) -> None:
+    node, ids = filled(tmp_path / "data")
+    deleted: list[int] = []
+    far = node.clock.now_ms() + 10**12
+    node.shard.cleanup.run("t", far, 100, deleted.append)
+    node.settle()
+    assert deleted == [100]
+    everything = [task_id for group in ids.values() for task_id in group]
+    away = [task_id for task_id in everything if node.get(task_id) is None]
+    left = set(everything) - set(away)
+    assert len(away) == 100
+    node.close()
+    assert check(node.path, node.clock).sound
+    store = Store(node.path)
+    [(directory, _)] = store.scan(b"d", b"e")
+    records = [key for key, chunk in store.scan(b"c", b"d") if purges(chunk)]
+    created = next(key for key, chunk in store.scan(b"c", b"d") if created_in(chunk))
+    store.close()
+    assert len(records) == 2, "of tasks in memory, and of tasks on disk"
+    change(node.path, {"directory": directory, "head": b"mhead", "record": records[1]}.get(
+        lost, created
+    ))  # fmt: skip
+    report = repair(node.path, node.clock)
+    node._open()
+    assert states(node, away) == {None}
+    if lost != "created":
+        assert None not in states(node, sorted(left))
+        assert report.given_up == [] or lost == "record"
+    node.close()
+
+
+def purges(chunk: bytes) -> bool:
+    found: set[int] = set()
+    return chunk_sound(chunk, found) and bool(found)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_T18_a_pending_webhook_is_kept_when_its_records_are(tmp_path: Path, lost: int) -> None:
+    """Of two tasks one loses nothing, its creation, or its end."""
+    node = Node(tmp_path / "data")
+    ids = [node.create(webhook="https://example.com/hook", payload=BIG) for _ in range(2)]
+    for view in node.claim(count=2):
+        node.finish(view.id)
+    assert node.shard.deliveries.pending == 2
+    node.close()
+    store = Store(node.path)
+    [(first, value), _] = store.scan(b"w", b"x")
+    store.close()
+    resting = rests_on(first, value)
+    assert resting is not None and format_id(resting.task_id) in ids
+    change(node.path, [b"mhead", chunk_key(resting.created), chunk_key(resting.ended)][lost])
+    report = repair(node.path, node.clock)
+    listed = [line for line in report.given_up if line.startswith("pending webhook")]
+    assert listed == ([f"pending webhook of task {format_id(resting.task_id)}"] if lost else [])
+    node._open()
+    deliveries = node.shard.deliveries
+    pages: list[Any] = []
+    deliveries.page(b"w", deliveries.end, pages.append)
+    node.settle()
+    assert len(pages[0].owed) == deliveries.pending == (1 if lost else 2)
+    outcomes: list[Any] = []
+    for owed in pages[0].owed:
+        deliveries.load(owed.key, outcomes.append)
+    node.settle()
+    assert {outcome.task_id for outcome in outcomes} <= set(ids)
+    assert len(outcomes) == deliveries.pending and not node.faults
     node.close()
 
 

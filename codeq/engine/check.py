@@ -21,6 +21,7 @@ from codeq.engine._salvage import EMPTY_CHUNK, Salvage, created_in, read_directo
 from codeq.engine._views import directory_without
 from codeq.engine._wire import format_id
 from codeq.engine.clock import Clock
+from codeq.engine.deliveries import rests_on
 from codeq.engine.reader import chunk_key
 from codeq.engine.recovery import META_KEY, recover
 from codeq.engine.store import FolderLock, Store
@@ -258,13 +259,13 @@ class Found:
         """The directory without the tasks that were taken away; None when it has no other.
 
         When chunks are lost, and with them the records that say so, the one that stands there
-        knows as well."""
+        knows as well; then the repair leaves all their records out."""
+        survey = self._survey
         used = [number for number, _, _ in _used(key, value)]
-        kept = None
-        if there is not None and self._survey.lost and key not in self._survey.bad_entries:
+        if there is not None and survey.lost and key not in survey.bad_entries:
             kept = {number for number, _, _ in _used(key, there)}
-        purged = self._survey.purged
-        away = [n for n in used if n in purged or (kept is not None and n not in kept)]
+            survey.gone.update(n for n in used if n not in kept and n not in survey.purged)
+        away = [n for n in used if n in survey.purged or n in survey.gone]
         if len(away) == len(used):
             return None
         return directory_without(value, away) if away else value
@@ -311,14 +312,30 @@ class Found:
             kind = key[:1]
             if kind in _MADE_AGAIN or key in self._survey.bad_entries or key == b"mhead":
                 continue
-            if kind in (b"k", b"w"):
-                task_id = keys.read_entry(key, value).task_id if kind == b"k" else value[8:24]
-                if self._target is not None and not self._known(task_number(task_id)):
+            if self._target is None or key == META_KEY:
+                continue
+            if kind == b"k":
+                task_id = keys.read_entry(key, value).task_id
+                if not self._known(task_number(task_id)):
                     continue
-            if key != META_KEY:
+            if kind != b"w" or self._can_rest(key, value):
                 self._put(key, value)
         self._put(META_KEY, msgspec.json.encode(self._survey.meta))
         self._write()
+
+    def _can_rest(self, key: bytes, value: bytes) -> bool:
+        """Whether what a pending webhook rests on is kept."""
+        resting = rests_on(key, value)
+        if resting is None:
+            return True
+        survey, number = self._survey, task_number(resting.task_id)
+        away = survey.gone | {refused for _, refused in self._salvage.refused}
+        records = (resting.created, resting.ended)
+        return (
+            number not in away
+            and min(records) >= survey.tail
+            and not any(record in survey.lost for record in records)
+        )
 
     def _known(self, number: int) -> bool:
         """Whether the task is among those that are kept."""

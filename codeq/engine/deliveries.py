@@ -80,8 +80,8 @@ class Page(NamedTuple):
     next: bytes | None
 
 
-class _Resting(NamedTuple):
-    """An entry whose records stand in the log."""
+class Resting(NamedTuple):
+    """An entry whose records stand in the log: its task, the chunks with creation and end."""
 
     task_id: bytes
     created: int
@@ -236,7 +236,7 @@ class Deliveries:
             size += len(value)
         return entries, None
 
-    def _views(self, resting: dict[bytes, _Resting], *, bodies_only: bool) -> dict[bytes, TaskView]:
+    def _views(self, resting: dict[bytes, Resting], *, bodies_only: bool) -> dict[bytes, TaskView]:
         """What the log has of these entries; some may be missing. On the read helper thread."""
         views = {}
         keys = sorted(resting, key=lambda key: resting[key].created)
@@ -350,14 +350,23 @@ class Deliveries:
             self._look(expired)
 
 
-def _resting(key: bytes, value: bytes) -> _Resting:
+def rests_on(key: bytes, value: bytes) -> Resting | None:
+    """Where the records of an entry stand; None when it has everything in it. Raises
+    CorruptRecord."""
+    if value[:1] == bytes([_WHOLE]):
+        _whole(key, value)
+        return None
+    return _resting(key, value)
+
+
+def _resting(key: bytes, value: bytes) -> Resting:
     created = int.from_bytes(value[1 + _ID_BYTES :], "big")
     if len(key) != 17 or len(value) != 1 + _ID_BYTES + 8 or value[0] != _RESTS_ON_LOG:
         raise CorruptRecord(f"the pending webhook {key.hex()} is damaged")
-    return _Resting(value[1 : 1 + _ID_BYTES], created, int.from_bytes(key[1:9], "big"))
+    return Resting(value[1 : 1 + _ID_BYTES], created, int.from_bytes(key[1:9], "big"))
 
 
-def _view(resting: _Resting, chunks: dict[int, bytes], *, bodies_only: bool) -> TaskView | None:
+def _view(resting: Resting, chunks: dict[int, bytes], *, bodies_only: bool) -> TaskView | None:
     view = TaskView()
     view.id_bytes, view.id = resting.task_id, format_id(resting.task_id)
     view.body_chunk = resting.created

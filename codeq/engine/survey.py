@@ -19,7 +19,9 @@ from codeq.engine._salvage import (
     segment_sound,
     task_number,
 )
+from codeq.engine._views import CorruptRecord
 from codeq.engine._wire import format_id
+from codeq.engine.deliveries import rests_on
 from codeq.engine.reader import CHUNK_PREFIX
 from codeq.engine.recovery import FORMAT, HEAD_KEY, META_KEY, Meta, read_meta
 from codeq.engine.store import Reading, cut_manifest, logs_of, synced_sequence
@@ -142,7 +144,7 @@ class Survey:
             self.head_sound = False
         if meta is None:
             self._entry_damaged("format", META_KEY, "missing" if values[1] is None else "damaged")
-            meta = Meta(format=head[0], num_shards=head[1] or 1)
+            meta = Meta(format=FORMAT, num_shards=head[1] or 1)
         if {meta.format, head[0]} != {FORMAT}:
             raise StoreError(
                 f"data folder {self.path} has format {meta.format}, this codeq reads {FORMAT}"
@@ -250,12 +252,19 @@ class Survey:
         self._saw_ids([known.task_id])
 
     def _look_at_webhook(self, key: bytes, value: bytes) -> None:
-        if len(value) != 32 or task_number(value[8:24]) != int.from_bytes(key[1:], "big"):
+        try:
+            resting = rests_on(key, value)
+        except (CorruptRecord, ValueError):
             self._entry_damaged("pending webhook", key)
+            self.given_up.append(f"pending webhook {key.hex()}")
             return
         self.webhooks += 1
-        self._saw_ids([value[8:24]])
-        self._top_sequence = max(self._top_sequence, int.from_bytes(value[:8], "big"))
+        if resting is None:
+            return
+        self._saw_ids([resting.task_id])
+        self._top_sequence = max(self._top_sequence, resting.created, resting.ended)
+        if resting.created in self.lost or resting.ended in self.lost:
+            self.given_up.append(f"pending webhook of task {format_id(resting.task_id)}")
 
     def _look_at_segments(self) -> None:
         there = set()

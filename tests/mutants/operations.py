@@ -219,10 +219,24 @@ OPERATIONS = (
         "test_check.py::test_entries_that_are_damaged_or_missing_are_made_again",
     ),
     Mutant(
+        "cleanup-on-disk-leaves-no-record",
+        "codeq/engine/cleanup.py",
+        "            self._engine.gone(place.number, self._clock.now_ms())\n",
+        "",
+        "test_check.py::test_T35_a_repair_brings_no_task_back_that_was_cleaned_up",
+    ),
+    Mutant(
+        "webhook-of-lost-records-kept",
+        "codeq/engine/check.py",
+        'if kind != b"w" or self._can_rest(key, value):',
+        "if key:",
+        "test_check.py::test_T18_a_pending_webhook_is_kept_when_its_records_are",
+    ),
+    Mutant(
         "key-of-a-lost-task-kept",
         "codeq/engine/check.py",
-        "if self._target is not None and not self._known(task_number(task_id)):",
-        "if self._target is not None and not task_id:",
+        "if not self._known(task_number(task_id)):",
+        "if not task_id:",
         "test_check.py::test_a_damaged_chunk_is_named_and_its_tasks_listed",
     ),
     Mutant(
