@@ -7,6 +7,7 @@ from tests.mutants.edges import EDGES
 from tests.mutants.limits import LIMITS
 from tests.mutants.mutant import Mutant
 from tests.mutants.operations import OPERATIONS
+from tests.mutants.shipped import SHIPPED
 from tests.mutants.traps import TRAPS
 
 POWER_LOSS = "test_crash.py::test_T17_power_loss_after_an_acknowledgement_loses_nothing"
@@ -296,4 +297,5 @@ MUTANTS = (
     *EDGES,
     *CALLBACKS,
     *LIMITS,
+    *SHIPPED,
 )
