@@ -307,17 +307,13 @@ class Found:
             self._put(places[i][0], keys.entry_of(known))
 
     def _copy_entries(self) -> None:
-        """Keeps what cannot be made again, unless the task it is about is lost."""
+        """Keeps what cannot be made again. The key of a task that is lost is free all the same."""
         for key, value in self._source.scan(*EVERYTHING, lambda *_: None):
             kind = key[:1]
             if kind in _MADE_AGAIN or key in self._survey.bad_entries or key == b"mhead":
                 continue
             if self._target is None or key == META_KEY:
                 continue
-            if kind == b"k":
-                task_id = keys.read_entry(key, value).task_id
-                if not self._known(task_number(task_id)):
-                    continue
             if kind != b"w" or self._can_rest(key, value):
                 self._put(key, value)
         self._put(META_KEY, msgspec.json.encode(self._survey.meta))

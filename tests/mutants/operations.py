@@ -233,13 +233,6 @@ OPERATIONS = (
         "test_check.py::test_T18_a_pending_webhook_is_kept_when_its_records_are",
     ),
     Mutant(
-        "key-of-a-lost-task-kept",
-        "codeq/engine/check.py",
-        "if not self._known(task_number(task_id)):",
-        "if not task_id:",
-        "test_check.py::test_a_damaged_chunk_is_named_and_its_tasks_listed",
-    ),
-    Mutant(
         "missing-key-not-made-again",
         "codeq/engine/check.py",
         "            self._put(places[i][0], keys.entry_of(known))\n",
