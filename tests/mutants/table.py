@@ -109,6 +109,13 @@ MUTANTS = (
         "if found < 0:",
         "test_shard.py::test_a_lost_log_is_noticed",
     ),
+    Mutant(
+        "room-not-reclaimed",
+        "codeq/engine/shard.py",
+        "            self._retention.reclaim()\n",
+        "            pass\n",
+        "test_faults.py::test_the_reserve_of_a_full_disk_is_kept_and_service_resumes",
+    ),
     # --- removal
     Mutant(
         "chunk-removed-too-early",
