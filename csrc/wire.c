@@ -459,8 +459,10 @@ static void settle_task(void *record, const stamp stamps[2])
     cq_task *task = record;
     int64_t *times[2] = {&task->created_ms, &task->updated_ms};
     for (int i = 0; i < 2; i++)
-        if (stamps[i].present && stamp_in_range(&stamps[i]))
-            *times[i] = stamps[i].seconds * 1000 + stamps[i].nanos / 1000000;
+        if (stamps[i].present)
+            *times[i] = stamp_in_range(&stamps[i])
+                            ? stamps[i].seconds * 1000 + stamps[i].nanos / 1000000
+                            : 0; /* also when what it merges with was in range */
 }
 
 /* Appends an empty record for which there is room. */

@@ -214,6 +214,15 @@ def test_run_at_is_judged_when_all_of_it_is_there() -> None:
     assert decoded_creates(right + wrong).codes == bytes([CODES["RUN_AT_INVALID"]])
 
 
+def test_times_of_a_task_are_judged_when_all_of_them_is_there() -> None:
+    def event(**updated_at: int) -> bytes:
+        task = workerpb.Task(id="x", updated_at=updated_at)
+        return serialized(workerpb.ServerEvent(task=workerpb.TaskAssignment(task=task)))
+
+    _, tasks = _wire.decode_worker_server_event(event(seconds=7) + event(nanos=10**9))
+    assert tasks[0].updated_ms == 0
+
+
 def test_T46_ready_for_2147483647_is_only_a_number() -> None:
     ready = workerpb.WorkerEvent(ready=workerpb.Ready(count=2147483647, lease_seconds=-1))
     assert _wire.decode_worker_event(serialized(ready)) == (_wire.READY, ((), -1, 2147483647))
