@@ -110,11 +110,15 @@ class Server:
         self.process.stdout.close()
 
 
+#: The last four are what the sanitizers of ci/sanitize want
+INHERITED = ("PATH", "HOME", "LANG", "LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS", "UBSAN_OPTIONS")
+
+
 def launch(
     arguments: list[str], environ: dict[str, str], stderr_path: Path
 ) -> subprocess.Popen[str]:
     """Starts ``python -m codeq`` with only these settings in its environment."""
-    base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    base = {name: os.environ[name] for name in INHERITED if name in os.environ}
     with stderr_path.open("a") as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "codeq", *arguments],
