@@ -328,7 +328,7 @@ typedef struct cq_text {
 struct cq_holder {
     cq_node node;
     uint32_t refs;
-    uint64_t leases;                /* held now */
+    uint64_t leases;                  /* held now */
     cq_holder *next_busy, *prev_busy; /* of those with leases */
     cq_bytes tenant, worker, subject;
 };
@@ -453,7 +453,7 @@ typedef struct cq_tenant {
     cq_node node;
     cq_queue *queues; /* all of them, linked by next_of_tenant */
     uint32_t queue_count;
-    cq_heap ready; /* queues with a ready task that any worker may claim, by (top priority, number) */
+    cq_heap ready;     /* queues with a top that any worker may claim, by (its priority, number) */
     cq_queue *limited; /* queues that bound who may claim, linked by next_limited */
     size_t limited_count;
     cq_bytes name;
@@ -806,7 +806,7 @@ struct cq_engine {
     cq_heap due; /* delayed, leased and dead slots */
     cq_map tenants, queues, levels, holders, labels, tallies, rules, consumers;
     cq_label *all_labels;
-    cq_holder *busy; /* holders with leases */
+    cq_holder *busy;    /* holders with leases */
     cq_queue **touched; /* got a ready task, or room for a worker, since this list was read */
     uint32_t touched_count, touched_cap;
     uint32_t limited_count; /* queues that are limited */

@@ -1,5 +1,5 @@
-/* tally.c: what is counted since the process began, by command for the metrics and by queue for the
- * overview. A tally outlives its queue, so that one that runs empty now and then keeps its counts. */
+/* tally.c: what is counted since the process began, by command for the metrics and by queue for
+ * the overview. A tally outlives its queue: one that runs empty now and then keeps its counts. */
 #include <string.h>
 
 #include "codeq.h"

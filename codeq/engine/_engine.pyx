@@ -14,7 +14,7 @@ from codeq.engine._counts cimport (
 )
 from codeq.engine._views cimport (
     TaskView, body_of, bytes_of, find_record, id_of, id_text, is_live, new_view, numbered_key,
-    to_bytes, to_text, view_of
+    to_bytes, view_of
 )
 from codeq.engine._wire cimport Creates, Finishes
 
