@@ -188,7 +188,7 @@ TOPICS = (
         _AGE,
     ),
     Mutant(
-        "age-of-one-that-came-back",
+        "age-of-one-that-is-back",
         "csrc/queue.c",
         "        if (i == 0 && level->ring_count == 0)\n",
         "        if (i == 0 && level->back.count > 0)\n",
