@@ -72,6 +72,7 @@ RESULT_JSON_INVALID = _row(19, "validation-error", "invalid result", "invalid re
 ARTIFACT_INVALID = _row(20, "validation-error", "invalid artifacts")
 NOT_PENDING = _row(21, "conflict", "task is not pending")
 WORKER_ID_INVALID = _row(22, "validation-error", "invalid workerId")
+PRIORITY_NO_TIER = _row(23, "validation-error", "priority not in topic tiers")
 
 #: number -> row, for every refusal an item of a batch can have
 BY_NUMBER: dict[int, Refusal] = {

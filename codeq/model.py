@@ -83,10 +83,126 @@ class QueuePause(Struct):
 
 
 class TaskPage(Struct, rename="camel", omit_defaults=True):
-    """A part of a list of tasks; ``next_cursor`` leads to the next one, if there is any."""
+    """A part of a list of tasks; ``next_cursor`` leads to the next one, if there is any. Dead
+    letters of a queue with a topic policy have that policy's ``dead_letter_topic_ref`` beside
+    them."""
 
     tasks: list[Task]
     next_cursor: str = ""
+    dead_letter_topic_ref: str = ""
+
+
+class TopicPolicy(Struct, rename="camel", omit_defaults=True):
+    """The rules of a topic; a retention and number of consumers of 0 are left out."""
+
+    priority_tiers: tuple[int, ...]
+    max_attempts: int
+    dead_letter_topic_ref: str
+    retention_seconds: int = 0
+    max_consumers: int = 0
+
+
+class TopicShown(Struct, rename="camel"):
+    """Answer of PUT and GET /admin/topics/{topicName}."""
+
+    topic_id: str
+    tenant_id: str
+    topic_name: str
+    policy: TopicPolicy
+    version: int
+    created_at: str
+    updated_at: str
+
+
+class OverviewQueue(Struct, rename="camel", omit_defaults=True):
+    """One queue of the overview: depths; counts since the start of the process, ``failed`` without
+    dead letters; how long its oldest ready task has been ready, 0 when none is."""
+
+    command: str
+    ready: int
+    delayed: int
+    in_progress: int
+    dlq: int
+    created: int
+    claimed: int
+    completed: int
+    failed: int
+    dead: int
+    expired_leases: int
+    oldest_ready_seconds: float
+    paused: bool
+    dead_letter_topic_ref: str = ""
+    tenant_id: str = ""
+
+
+class WorkerLeases(Struct, rename="camel", omit_defaults=True):
+    """How many leases a worker id holds."""
+
+    worker_id: str
+    leases: int
+    tenant_id: str = ""
+
+
+class ExhaustedWebhook(Struct, rename="camel"):
+    """A webhook that was given up; ``error`` is what came of its last try."""
+
+    tenant_id: str
+    task_id: str
+    command: str
+    host: str
+    tries: int
+    error: str
+    at: str
+
+
+class OverviewWebhooks(Struct, rename="camel"):
+    """Webhooks that have not been taken yet, and the last ones given up of so many."""
+
+    pending: int
+    exhausted_count: int
+    exhausted: list[ExhaustedWebhook]
+
+
+class DurationsBucket(Struct):
+    """So many took at most ``le`` seconds; ``le`` null is all."""
+
+    le: float | None
+    count: int
+
+
+class Durations(Struct):
+    """How long something took, since the start: how often, seconds in all, and by length."""
+
+    count: int
+    seconds: float
+    buckets: list[DurationsBucket]
+
+
+class OverviewMemory(Struct, rename="camel"):
+    """Bytes of the process in RAM, and of the payloads that it holds."""
+
+    resident_bytes: int
+    payload_bytes: int
+
+
+class Overview(Struct, rename="camel"):
+    """Answer of GET /admin/overview. The members ``...LeftOut`` say how many more there are."""
+
+    version: str
+    at: str
+    uptime_seconds: float
+    queues: list[OverviewQueue]
+    queues_left_out: int
+    leases: list[WorkerLeases]
+    leases_left_out: int
+    live_tasks: int
+    streams: dict[str, int]
+    waiting_claims: int
+    webhooks: OverviewWebhooks
+    commits: Durations
+    syncs: Durations
+    memory: OverviewMemory
+    disk_free_bytes: int
 
 
 class Requeued(Struct):
@@ -298,6 +414,16 @@ class CleanupBody(Struct):
 
     limit: int | None = None
     before: str | None = None
+
+
+class TopicBody(Struct, rename="camel", forbid_unknown_fields=True):
+    """Body of PUT /admin/topics/{topicName}."""
+
+    priority_tiers: list[int] | None = None
+    max_attempts: int | None = None
+    dead_letter_topic_ref: str | None = None
+    retention_seconds: int | None = None
+    max_consumers: int | None = None
 
 
 class BackupBody(Struct):

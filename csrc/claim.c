@@ -10,25 +10,39 @@
 /* The queues a claim may take from, in the order named; those that do not exist are left out. */
 typedef struct sources {
     cq_tenant *every; /* all queues of this tenant, or NULL */
-    cq_queue **named;
+    cq_queue **named; /* with `every`: those of its limited queues that admit the worker */
     size_t count, next;
     bool in_order;
 } sources;
+
+static cq_status find_every(const cq_engine *engine, const cq_want *want, sources *from)
+{
+    cq_tenant *tenant = from->every = cq_tenant_find(engine, want->tenant);
+    from->in_order = false;
+    if (tenant == NULL || tenant->limited == NULL)
+        return CQ_DONE;
+    from->named = malloc(tenant->limited_count * sizeof(cq_queue *));
+    if (from->named == NULL)
+        return CQ_NO_MEMORY;
+    for (cq_queue *queue = tenant->limited; queue != NULL; queue = queue->next_limited) {
+        if (queue->top != NULL && cq_queue_admits(engine, queue, want->worker))
+            from->named[from->count++] = queue;
+    }
+    return CQ_DONE;
+}
 
 /* Names the queues; CQ_NO_MEMORY leaves nothing to free. */
 static cq_status find_sources(const cq_engine *engine, const cq_want *want, sources *from)
 {
     *from = (sources){.in_order = want->in_order};
-    if (want->commands == NULL) {
-        from->every = cq_tenant_find(engine, want->tenant);
-        return CQ_DONE;
-    }
+    if (want->commands == NULL)
+        return find_every(engine, want, from);
     from->named = malloc((want->command_count + 1) * sizeof(cq_queue *));
     if (from->named == NULL)
         return CQ_NO_MEMORY;
     for (size_t i = 0; i < want->command_count; i++) {
         cq_queue *queue = cq_queue_find(engine, want->tenant, want->commands[i]);
-        if (queue != NULL && !queue->paused)
+        if (queue != NULL && cq_queue_admits(engine, queue, want->worker))
             from->named[from->count++] = queue;
     }
     return CQ_DONE;
@@ -44,11 +58,9 @@ static bool goes_before(const cq_slot *a, const cq_slot *b)
 /* The queue whose top goes next; NULL when nothing is ready. */
 static cq_queue *next_queue(sources *from)
 {
-    if (from->every != NULL) {
-        const cq_heap *ready = &from->every->ready;
-        return ready->count ? OWNER(cq_queue, heap_at, ready->items[0].at) : NULL;
-    }
     cq_queue *best = NULL;
+    if (from->every != NULL && from->every->ready.count > 0)
+        best = OWNER(cq_queue, heap_at, from->every->ready.items[0].at);
     for (; from->in_order && from->next < from->count; from->next++) {
         if (from->named[from->next]->top != NULL)
             return from->named[from->next];
@@ -80,21 +92,27 @@ static cq_status lease(cq_engine *engine, cq_queue *queue, cq_claim *claim, int6
     if (cq_heap_reserve(&engine->due, 1) != CQ_DONE ||
         cq_numbers_reserve(&claim->tasks, 1) != CQ_DONE)
         return CQ_NO_MEMORY;
-    uint8_t *to = cq_log_record(engine, now_ms, claim->holder, CQ_CLAIMED_BYTES);
-    if (to == NULL)
+    cq_bytes worker = claim->holder->worker;
+    if (cq_consumer_reserve(engine, queue, worker) != CQ_DONE)
         return CQ_NO_MEMORY;
+    uint8_t *to = cq_log_record(engine, now_ms, claim->holder, CQ_CLAIMED_BYTES);
+    if (to == NULL) {
+        cq_consumer_give_up(engine, queue, worker);
+        return CQ_NO_MEMORY;
+    }
     CQ_ASSERT(slot->state == CQ_READY && slot->attempts < slot->max_attempts);
+    slot->holder = claim->holder;
+    claim->holder->refs++;
     cq_slot_set_state(engine, slot, CQ_LEASED);
     slot->attempts++;
     slot->updated_ms = now_ms;
     slot->lease = claim->serial;
     slot->flags |= CQ_FLAG_UNDELIVERED;
-    slot->holder = claim->holder;
-    claim->holder->refs++;
     cq_slot_schedule(engine, slot, claim->lease_until_ms);
     cq_log_wrote(engine, cq_claimed_put(to, slot));
     claim->tasks.items[claim->tasks.count++] = cq_id_number(slot->id);
     queue->label->claimed++;
+    queue->tally->claimed++;
     cq_ready_pop(engine, queue);
     return CQ_DONE;
 }

@@ -59,6 +59,7 @@ typedef enum cq_code {
     CQ_ARTIFACT_INVALID = 20,
     CQ_NOT_PENDING = 21,
     CQ_WORKER_ID_INVALID = 22,
+    CQ_PRIORITY_NO_TIER = 23,
     /* answers of the engine that never leave the process */
     CQ_ENDED = 100, /* the task has ended and its slot is still in memory */
     CQ_ABSENT = 101 /* no slot: ended long ago, or never existed; the store knows */
@@ -315,6 +316,7 @@ typedef enum cq_state {
 
 typedef struct cq_queue cq_queue;
 typedef struct cq_engine cq_engine;
+typedef struct cq_holder cq_holder;
 
 /* A text of its own; malloc'ed. */
 typedef struct cq_text {
@@ -323,11 +325,13 @@ typedef struct cq_text {
 } cq_text;
 
 /* Who holds leases: interned, one object per (tenant, worker, subject). */
-typedef struct cq_holder {
+struct cq_holder {
     cq_node node;
     uint32_t refs;
+    uint64_t leases;                  /* held now */
+    cq_holder *next_busy, *prev_busy; /* of those with leases */
     cq_bytes tenant, worker, subject;
-} cq_holder;
+};
 
 /* One task. 112 bytes: there may be ten million. */
 typedef struct cq_slot {
@@ -341,7 +345,8 @@ typedef struct cq_slot {
     cq_text *error;    /* live or dead; NULL when empty. Of other ends the record knows it */
     int64_t created_ms;
     int64_t updated_ms;     /* ended: the end */
-    int64_t due_ms;         /* delayed: due; leased: its end; ended: end of keeping; else 0 */
+    int64_t due_ms;         /* delayed, and ready since then: due; leased: its end; ended: end of
+                             * keeping; else 0 */
     uint64_t created_chunk; /* sequence of the chunk with the created or carried record */
     uint32_t body_len;      /* of the stored body, in memory or not */
     uint32_t heap_at;       /* place in the heap of due times + 1, 0 = none */
@@ -435,11 +440,22 @@ typedef struct cq_label {
     cq_bytes name;
 } cq_label;
 
+/* Counts of one queue since the start of the process. Outlives the queue, up to CQ_TALLIES_MAX. */
+#define CQ_TALLIES_MAX 16384
+typedef struct cq_tally {
+    cq_node node;
+    cq_queue *queue; /* NULL while there is none */
+    uint64_t created, claimed, completed, failed, dead, expired;
+    cq_bytes tenant, command;
+} cq_tally;
+
 typedef struct cq_tenant {
     cq_node node;
     cq_queue *queues; /* all of them, linked by next_of_tenant */
     uint32_t queue_count;
-    cq_heap ready; /* queues with a ready task, by (top priority, top number) */
+    cq_heap ready;     /* queues with a top that any worker may claim, by (its priority, number) */
+    cq_queue *limited; /* queues that bound who may claim, linked by next_limited */
+    size_t limited_count;
     cq_bytes name;
 } cq_tenant;
 
@@ -456,10 +472,28 @@ typedef struct cq_level {
     cq_numbers back;   /* numbers given back, or due, after later ones were queued */
 } cq_level;
 
+/* A topic policy. All zero = none. */
+typedef struct cq_policy {
+    uint32_t tiers;         /* a bit for each priority that is allowed, 0 to 31 */
+    int32_t max_attempts;   /* of creates that name none */
+    uint32_t consumers_max; /* so many worker ids may hold its leases at once; 0 = any number */
+    int64_t retention_ms;   /* of its ended tasks; 0 = that of the settings */
+} cq_policy;
+
+/* What was laid down for a queue, whether it exists or not. */
+typedef struct cq_rule {
+    cq_node node;
+    bool paused; /* nothing is claimed from it */
+    cq_policy policy;
+    cq_bytes tenant, command;
+} cq_rule;
+
 struct cq_queue {
     cq_node node;
     cq_tenant *tenant;
     cq_label *label;
+    cq_tally *tally;
+    cq_rule *rule; /* NULL = none */
     cq_queue *next_of_tenant, *prev_of_tenant;
     cq_heap levels;      /* by priority, highest first */
     cq_slot *top;        /* the ready task that goes next, NULL = none */
@@ -468,15 +502,12 @@ struct cq_queue {
     uint64_t slots;      /* slots that point here; the queue lives as long as there are some */
     uint64_t ready, delayed, leased, dead;
     cq_order dead_numbers;
-    bool paused; /* nothing is claimed from it */
+    cq_queue *next_limited, *prev_limited;
+    uint32_t consumers; /* worker ids that hold its leases, if it is limited */
+    bool limited;       /* its policy has consumers_max */
+    bool uncounted;     /* its leases have not been looked at since it is limited */
     cq_bytes command;
 };
-
-/* A queue that is paused, whether it exists or not. */
-typedef struct cq_pause {
-    cq_node node;
-    cq_bytes tenant, command;
-} cq_pause;
 
 cq_tenant *cq_tenant_find(const cq_engine *engine, cq_bytes name); /* NULL = it has no queue */
 cq_queue *cq_queue_find(const cq_engine *engine, cq_bytes tenant, cq_bytes command);
@@ -484,9 +515,9 @@ cq_queue *cq_queue_find(const cq_engine *engine, cq_bytes tenant, cq_bytes comma
 cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant, cq_bytes command);
 void cq_queue_release(cq_engine *engine, cq_queue *queue); /* frees it when no slot points to it */
 uint64_t *cq_queue_count(cq_queue *queue, uint8_t state);  /* its counter of a live state or dead */
-/* Claims pass a paused queue over until it is resumed; either twice is the same as once. */
-cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command);
-cq_status cq_queue_resume(cq_engine *engine, cq_bytes tenant, cq_bytes command);
+/* When the oldest of its ready tasks became ready, near enough, in ms; CQ_NEVER = none is. Looks at
+ * `looks` levels at most, and counts them off. */
+int64_t cq_queue_ready_since(cq_engine *engine, cq_queue *queue, uint32_t *looks);
 
 /* Room to make a task of this queue and priority ready; NULL without memory. */
 cq_level *cq_ready_reserve(cq_engine *engine, cq_queue *queue, int32_t priority);
@@ -498,9 +529,53 @@ void cq_ready_pop(cq_engine *engine, cq_queue *queue);
 void cq_ready_drop(cq_engine *engine, cq_slot *slot);
 void cq_ready_free(cq_engine *engine, cq_queue *queue); /* frees levels; the counts stay */
 
+/* The top or a rule has changed: the tenant's heap has the queue exactly when any worker may claim
+ * its top. */
+void cq_queue_settle(cq_engine *engine, cq_queue *queue);
+/* Room to touch one queue, and every limited one besides; and says that parked claims are to be
+ * looked at. */
+cq_status cq_touch_reserve(cq_engine *engine);
+void cq_queue_touch(cq_engine *engine, cq_queue *queue);
+
 /* Finds or makes it and counts one reference; NULL without memory. Release takes NULL too. */
 cq_holder *cq_holder_open(cq_engine *engine, cq_bytes tenant, cq_bytes worker, cq_bytes subject);
 void cq_holder_release(cq_engine *engine, cq_holder *holder);
+
+/* === rule.c: pauses, and how many workers may hold leases of a queue ========================== */
+
+/* Claims pass a paused queue over until it is resumed; either twice is the same as once. */
+cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command);
+cq_status cq_queue_resume(cq_engine *engine, cq_bytes tenant, cq_bytes command);
+/* Gives the queue a policy, or none. After one or several call cq_consumers_count, before all else:
+ * it counts who holds leases of queues that are limited since. */
+cq_status cq_queue_govern(cq_engine *engine, cq_bytes tenant, cq_bytes command,
+                          const cq_policy *policy);
+cq_status cq_consumers_count(cq_engine *engine);
+/* Applies the policy to a create of this queue; CQ_OK, or the code that refuses it. */
+cq_code cq_create_govern(cq_create *create, const cq_policy *policy);
+/* A new queue gets its rule; CQ_NO_MEMORY changes nothing. And it is about to go. */
+cq_status cq_rule_join(cq_engine *engine, cq_queue *queue);
+void cq_rule_leave(cq_engine *engine, cq_queue *queue);
+/* Whether a claim of this worker may take from the queue: it is not paused, and not full of other
+ * workers. */
+bool cq_queue_admits(const cq_engine *engine, const cq_queue *queue, cq_bytes worker);
+/* Room for this worker to hold one more lease of the queue; give_up when it comes to none. */
+cq_status cq_consumer_reserve(cq_engine *engine, cq_queue *queue, cq_bytes worker);
+void cq_consumer_give_up(cq_engine *engine, cq_queue *queue, cq_bytes worker);
+/* A slot is leased from now on, by its holder, or about to be so no more. */
+void cq_lease_begins(cq_engine *engine, const cq_slot *slot);
+void cq_lease_ends(cq_engine *engine, const cq_slot *slot);
+void cq_leases_verify(const cq_engine *engine); /* the counts of both against those of the queues */
+
+/* === tally.c: what is counted since the start ================================================= */
+
+cq_label *cq_label_open(cq_engine *engine, cq_bytes command); /* NULL without memory */
+cq_tally *cq_tally_open(cq_engine *engine, cq_queue *queue);  /* likewise */
+void cq_tally_leave(cq_engine *engine, cq_queue *queue);      /* the queue goes */
+void cq_count_end(cq_slot *slot, uint8_t state, int64_t now_ms);
+/* The queues of a tenant (ptr NULL = of all) by command, then tenant, that have tasks or had some;
+ * free the list. */
+cq_status cq_tally_list(const cq_engine *engine, cq_bytes tenant, cq_tally ***list, size_t *count);
 
 static inline bool cq_bytes_equal(cq_bytes a, cq_bytes b)
 {
@@ -729,10 +804,12 @@ struct cq_engine {
     int64_t last_id_ms;
     cq_table table;
     cq_heap due; /* delayed, leased and dead slots */
-    cq_map tenants, queues, levels, holders, labels, pauses;
+    cq_map tenants, queues, levels, holders, labels, tallies, rules, consumers;
     cq_label *all_labels;
-    cq_queue **touched; /* got a ready task since this list was read */
+    cq_holder *busy;    /* holders with leases */
+    cq_queue **touched; /* got a ready task, or room for a worker, since this list was read */
     uint32_t touched_count, touched_cap;
+    uint32_t limited_count; /* queues that are limited */
     cq_level *spare_level;
     cq_buffer ended_ids; /* of watched tasks */
     cq_log log;
@@ -768,8 +845,8 @@ typedef struct cq_caller {
     int64_t attempt;
 } cq_caller;
 
-/* Makes tasks of the items that are CQ_OK, not replayed and no alias; `made` counts them, also when
- * memory ends on the way. */
+/* Makes tasks of the items that are CQ_OK, not replayed and no alias, and that the policy of their
+ * queue lets in; `made` counts them, also when memory ends on the way. */
 cq_status cq_task_create(cq_engine *engine, cq_create *items, size_t count, cq_bytes tenant,
                          int64_t now_ms, uint32_t *made);
 

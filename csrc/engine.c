@@ -73,7 +73,9 @@ void cq_engine_free(cq_engine *engine)
     free_nodes(&engine->tenants);
     free_nodes(&engine->holders);
     free_nodes(&engine->labels);
-    free_nodes(&engine->pauses);
+    free_nodes(&engine->tallies);
+    free_nodes(&engine->rules);
+    free_nodes(&engine->consumers);
     cq_map_free(&engine->levels);
     cq_heap_free(&engine->due);
     if (engine->spare_level != NULL) {
@@ -124,6 +126,8 @@ static bool is_counted(uint8_t state)
 
 void cq_slot_set_state(cq_engine *engine, cq_slot *slot, uint8_t state)
 {
+    if (slot->state == CQ_LEASED)
+        cq_lease_ends(engine, slot);
     if (is_counted(slot->state))
         --*cq_queue_count(slot->queue, slot->state);
     if (is_counted(state))
@@ -134,6 +138,8 @@ void cq_slot_set_state(cq_engine *engine, cq_slot *slot, uint8_t state)
         cq_order_add(&slot->queue->dead_numbers, cq_id_number(slot->id));
     engine->live += is_live(state) - is_live(slot->state);
     slot->state = state;
+    if (state == CQ_LEASED)
+        cq_lease_begins(engine, slot);
 }
 
 void cq_slot_clear_holder(cq_engine *engine, cq_slot *slot)

@@ -1,5 +1,5 @@
-/* queue.c: tenants and their queues, command labels, lease holders; and the ready tasks of each
- * queue in their order: priority from high to low, then creation order.
+/* queue.c: tenants and their queues, lease holders; and the ready tasks of each queue in their
+ * order: priority from high to low, then creation order.
  *
  * The ready tasks of one priority are a level: a ring of numbers in creation order, and beside it
  * a small heap of numbers that came back after later ones were queued. A task that is cancelled
@@ -11,49 +11,9 @@
 #define RING_MIN 4
 #define SPARE_RING_MAX 4096 /* entries of the one emptied level that is kept for reuse */
 #define STALE_MIN 64        /* below so many stale entries sweeping is not worth it */
-
-/* Upper bounds; the last bucket has none. */
-const int64_t CQ_LATENCY_MS[CQ_LATENCY_BUCKETS - 1] = {
-    100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 120000, 300000, 600000, 1800000, 3600000};
+#define BACK_LOOKS 64       /* of the tasks that came back, so many are asked how long they wait */
 
 #define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
-
-/* --- labels ----------------------------------------------------------------------------------- */
-
-static cq_label *find_label(const cq_engine *engine, cq_bytes name, uint64_t hash)
-{
-    cq_node *node = cq_map_first(&engine->labels, hash);
-    while (node != NULL && !cq_bytes_equal(((cq_label *)node)->name, name))
-        node = cq_map_next(node);
-    return (cq_label *)node;
-}
-
-/* The label of a command, or that of all commands beyond the limit; NULL without memory. */
-static cq_label *open_label(cq_engine *engine, cq_bytes name)
-{
-    uint64_t hash = cq_hash(engine->set.seed, name.ptr, name.len);
-    cq_label *label = find_label(engine, name, hash);
-    if (label != NULL)
-        return label;
-    if (engine->labels.count >= engine->set.command_labels_max) {
-        name = (cq_bytes){(const uint8_t *)"_other", 6};
-        hash = cq_hash(engine->set.seed, name.ptr, name.len);
-        label = find_label(engine, name, hash);
-        if (label != NULL)
-            return label;
-    }
-    label = calloc(1, sizeof *label + name.len);
-    if (label == NULL || cq_map_reserve(&engine->labels) != CQ_DONE) {
-        free(label);
-        return NULL;
-    }
-    memcpy(label + 1, name.ptr, name.len);
-    label->name = (cq_bytes){(uint8_t *)(label + 1), name.len};
-    label->next = engine->all_labels;
-    engine->all_labels = label;
-    cq_map_put(&engine->labels, &label->node, hash);
-    return label;
-}
 
 /* --- tenants and queues ----------------------------------------------------------------------- */
 
@@ -116,7 +76,6 @@ cq_queue *cq_queue_find(const cq_engine *engine, cq_bytes tenant, cq_bytes comma
 
 static void join_tenant(cq_queue *queue, cq_tenant *tenant)
 {
-    queue->tenant = tenant;
     queue->next_of_tenant = tenant->queues;
     if (tenant->queues != NULL)
         tenant->queues->prev_of_tenant = queue;
@@ -136,17 +95,24 @@ static void leave_tenant(cq_queue *queue)
     tenant->queue_count--;
 }
 
-static cq_pause *find_pause(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
+/* Gives a new queue, whose command stands behind it, its tenant and all that counts it;
+ * CQ_NO_MEMORY changes nothing. */
+static cq_status fill_queue(cq_engine *engine, cq_queue *queue, cq_tenant *tenant, uint32_t len)
 {
-    if (engine->pauses.count == 0)
-        return NULL;
-    cq_node *node = cq_map_first(&engine->pauses, queue_hash(engine, tenant, command));
-    for (; node != NULL; node = cq_map_next(node)) {
-        cq_pause *pause = (cq_pause *)node;
-        if (cq_bytes_equal(pause->command, command) && cq_bytes_equal(pause->tenant, tenant))
-            return pause;
+    queue->command = (cq_bytes){(uint8_t *)(queue + 1), len};
+    queue->label = cq_label_open(engine, queue->command);
+    queue->tenant = tenant;
+    if (queue->label == NULL || cq_map_reserve(&engine->queues) != CQ_DONE)
+        return CQ_NO_MEMORY;
+    queue->tally = cq_tally_open(engine, queue);
+    if (queue->tally == NULL)
+        return CQ_NO_MEMORY;
+    if (cq_rule_join(engine, queue) != CQ_DONE) {
+        cq_tally_leave(engine, queue);
+        return CQ_NO_MEMORY;
     }
-    return NULL;
+    join_tenant(queue, tenant);
+    return CQ_DONE;
 }
 
 cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant_name, cq_bytes command)
@@ -158,18 +124,13 @@ cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant_name, cq_bytes comman
     if (tenant == NULL)
         return NULL;
     queue = calloc(1, sizeof *queue + command.len);
-    cq_label *label = open_label(engine, command);
-    if (queue == NULL || label == NULL || cq_map_reserve(&engine->queues) != CQ_DONE) {
+    if (queue != NULL && command.len > 0)
+        memcpy(queue + 1, command.ptr, command.len);
+    if (queue == NULL || fill_queue(engine, queue, tenant, command.len) != CQ_DONE) {
         free(queue);
         release_tenant(engine, tenant);
         return NULL;
     }
-    if (command.len > 0)
-        memcpy(queue + 1, command.ptr, command.len);
-    queue->command = (cq_bytes){(uint8_t *)(queue + 1), command.len};
-    queue->label = label;
-    queue->paused = find_pause(engine, tenant_name, command) != NULL;
-    join_tenant(queue, tenant);
     cq_map_put(&engine->queues, &queue->node, queue_hash(engine, tenant_name, command));
     return queue;
 }
@@ -192,6 +153,8 @@ void cq_queue_release(cq_engine *engine, cq_queue *queue)
     CQ_ASSERT(queue->dead_numbers.count == 0);
     cq_tenant *tenant = queue->tenant;
     untouch(engine, queue);
+    cq_rule_leave(engine, queue);
+    cq_tally_leave(engine, queue);
     cq_map_remove(&engine->queues, &queue->node);
     leave_tenant(queue);
     cq_heap_free(&queue->levels);
@@ -311,11 +274,13 @@ static cq_status ring_reserve(cq_level *level)
     return CQ_DONE;
 }
 
-static cq_status touch_reserve(cq_engine *engine)
+cq_status cq_touch_reserve(cq_engine *engine)
 {
-    if (engine->touched_count < engine->touched_cap)
+    uint32_t need = engine->touched_count + engine->limited_count + 1;
+    if (need <= engine->touched_cap)
         return CQ_DONE;
     uint32_t cap = engine->touched_cap ? engine->touched_cap * 2 : RING_MIN;
+    cap = cap < need ? need : cap;
     cq_queue **touched = realloc(engine->touched, cap * sizeof *touched);
     if (touched == NULL)
         return CQ_NO_MEMORY;
@@ -326,7 +291,7 @@ static cq_status touch_reserve(cq_engine *engine)
 
 cq_level *cq_ready_reserve(cq_engine *engine, cq_queue *queue, int32_t priority)
 {
-    if (touch_reserve(engine) != CQ_DONE)
+    if (cq_touch_reserve(engine) != CQ_DONE)
         return NULL;
     cq_level *level = find_level(engine, queue, priority);
     bool opened = level == NULL;
@@ -363,14 +328,15 @@ static cq_slot *level_front(const cq_engine *engine, cq_level *level)
     return level->back.items[0] < ring_number(level, 0) ? back : queued;
 }
 
-/* Finds the new top and keeps the tenant's heap right. A level without tasks must be closed. */
-static void settle(cq_engine *engine, cq_queue *queue)
+/* Finds the new top, too. A level without tasks must be closed. */
+void cq_queue_settle(cq_engine *engine, cq_queue *queue)
 {
     cq_heap *ready = &queue->tenant->ready;
     cq_level *level = top_level(queue);
     queue->top = level == NULL ? NULL : level_front(engine, level);
     CQ_ASSERT((level == NULL) == (queue->top == NULL));
-    if (queue->top == NULL || queue->paused) {
+    bool closed = queue->limited || (queue->rule != NULL && queue->rule->paused);
+    if (queue->top == NULL || closed) {
         if (queue->heap_at != 0)
             cq_heap_remove(ready, &queue->heap_at);
         return;
@@ -382,7 +348,7 @@ static void settle(cq_engine *engine, cq_queue *queue)
         cq_heap_change(ready, rank(level->priority), number, &queue->heap_at);
 }
 
-static void touch(cq_engine *engine, cq_queue *queue)
+void cq_queue_touch(cq_engine *engine, cq_queue *queue)
 {
     if (queue->touched_at != 0)
         return;
@@ -399,11 +365,11 @@ void cq_ready_put(cq_engine *engine, cq_level *level, cq_slot *slot)
     else
         cq_numbers_push(&level->back, number);
     level->ready++;
-    touch(engine, queue);
+    cq_queue_touch(engine, queue);
     cq_slot *top = queue->top;
     if (top == NULL || slot->priority > top->priority ||
         (slot->priority == top->priority && number < cq_id_number(top->id)))
-        settle(engine, queue);
+        cq_queue_settle(engine, queue);
 }
 
 void cq_ready_pop(cq_engine *engine, cq_queue *queue)
@@ -412,7 +378,7 @@ void cq_ready_pop(cq_engine *engine, cq_queue *queue)
     CQ_ASSERT(queue->top != NULL && queue->top->state != CQ_READY);
     if (--level->ready == 0)
         close_level(engine, level);
-    settle(engine, queue);
+    cq_queue_settle(engine, queue);
 }
 
 /* Drops the stale numbers of a level. */
@@ -447,7 +413,36 @@ void cq_ready_drop(cq_engine *engine, cq_slot *slot)
     else if (entries > 2 * (uint64_t)level->ready + STALE_MIN)
         sweep(engine, level);
     if (was_top)
-        settle(engine, queue);
+        cq_queue_settle(engine, queue);
+}
+
+/* When the first of the level's queued tasks became ready, or an earlier one of the first that came
+ * back. The ring is in the order in which its tasks became ready. */
+static int64_t level_since(cq_engine *engine, cq_level *level)
+{
+    int64_t since_ms = INT64_MAX;
+    (void)level_front(engine, level);
+    for (uint32_t i = 0; i <= BACK_LOOKS && i <= level->back.count; i++) {
+        if (i == 0 && level->ring_count == 0)
+            continue;
+        uint64_t number = i == 0 ? ring_number(level, 0) : level->back.items[i - 1];
+        const cq_slot *slot = ready_slot(engine, number);
+        if (slot == NULL)
+            continue;
+        int64_t ready_ms = slot->due_ms > slot->updated_ms ? slot->due_ms : slot->updated_ms;
+        since_ms = ready_ms < since_ms ? ready_ms : since_ms;
+    }
+    return since_ms;
+}
+
+int64_t cq_queue_ready_since(cq_engine *engine, cq_queue *queue, uint32_t *looks)
+{
+    int64_t since_ms = INT64_MAX;
+    for (uint32_t i = 0; i < queue->levels.count && *looks > 0; i++, --*looks) {
+        int64_t level_ms = level_since(engine, OWNER(cq_level, heap_at, queue->levels.items[i].at));
+        since_ms = level_ms < since_ms ? level_ms : since_ms;
+    }
+    return since_ms == INT64_MAX ? CQ_NEVER : since_ms;
 }
 
 void cq_ready_free(cq_engine *engine, cq_queue *queue)
@@ -461,7 +456,7 @@ void cq_ready_free(cq_engine *engine, cq_queue *queue)
     cq_heap_free(&queue->levels);
 }
 
-/* --- pauses ----------------------------------------------------------------------------------- */
+/* --- holders ---------------------------------------------------------------------------------- */
 
 static uint8_t *copy(uint8_t *to, cq_bytes *text, cq_bytes from)
 {
@@ -470,46 +465,6 @@ static uint8_t *copy(uint8_t *to, cq_bytes *text, cq_bytes from)
     *text = (cq_bytes){to, from.len};
     return to + from.len;
 }
-
-cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command)
-{
-    if (find_pause(engine, tenant, command) != NULL)
-        return CQ_DONE;
-    cq_pause *pause = calloc(1, sizeof *pause + tenant.len + command.len);
-    if (pause == NULL || cq_map_reserve(&engine->pauses) != CQ_DONE) {
-        free(pause);
-        return CQ_NO_MEMORY;
-    }
-    copy(copy((uint8_t *)(pause + 1), &pause->tenant, tenant), &pause->command, command);
-    cq_map_put(&engine->pauses, &pause->node, queue_hash(engine, tenant, command));
-    cq_queue *queue = cq_queue_find(engine, tenant, command);
-    if (queue != NULL) {
-        queue->paused = true;
-        settle(engine, queue);
-    }
-    return CQ_DONE;
-}
-
-cq_status cq_queue_resume(cq_engine *engine, cq_bytes tenant, cq_bytes command)
-{
-    cq_pause *pause = find_pause(engine, tenant, command);
-    if (pause == NULL)
-        return CQ_DONE;
-    if (touch_reserve(engine) != CQ_DONE)
-        return CQ_NO_MEMORY;
-    cq_map_remove(&engine->pauses, &pause->node);
-    free(pause);
-    cq_queue *queue = cq_queue_find(engine, tenant, command);
-    if (queue != NULL) {
-        queue->paused = false;
-        settle(engine, queue);
-        if (queue->ready > 0)
-            touch(engine, queue); /* for the claims that wait */
-    }
-    return CQ_DONE;
-}
-
-/* --- holders ---------------------------------------------------------------------------------- */
 
 static uint64_t holder_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes worker,
                             cq_bytes subject)

@@ -426,10 +426,8 @@ static cq_status place(cq_engine *engine, cq_slot *slot, int64_t now_ms, int64_t
 {
     if (!plausible(slot))
         return CQ_MALFORMED;
-    if (slot->state == CQ_DELAYED && slot->due_ms <= now_ms) {
+    if (slot->state == CQ_DELAYED && slot->due_ms <= now_ms)
         slot->state = CQ_READY;
-        slot->due_ms = 0;
-    }
     if (slot->state == CQ_LEASED && slot->due_ms < lease_end_min_ms)
         slot->due_ms = lease_end_min_ms;
     ++*cq_queue_count(slot->queue, slot->state);
@@ -448,6 +446,8 @@ static cq_status place(cq_engine *engine, cq_slot *slot, int64_t now_ms, int64_t
         (dead && cq_order_reserve(dead_numbers, number) != CQ_DONE))
         return CQ_NO_MEMORY;
     cq_heap_push(&engine->due, slot->due_ms, cq_id_number(slot->id), &slot->heap_at);
+    if (slot->state == CQ_LEASED)
+        cq_lease_begins(engine, slot);
     if (dead)
         cq_order_add(dead_numbers, number);
     return CQ_DONE;

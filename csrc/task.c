@@ -69,6 +69,7 @@ static void admit(cq_engine *engine, cq_slot *slot)
     engine->live_bytes += slot->body_len;
     slot->queue->slots++;
     slot->queue->label->created++;
+    slot->queue->tally->created++;
 }
 
 /* Makes one task in `queue`; CQ_NO_MEMORY changes nothing. */
@@ -134,6 +135,13 @@ cq_status cq_task_create(cq_engine *engine, cq_create *items, size_t count, cq_b
             queue = cq_queue_open(engine, tenant, item->command);
         if (queue == NULL)
             return CQ_NO_MEMORY;
+        if (queue->rule != NULL)
+            item->code = (uint8_t)cq_create_govern(item, &queue->rule->policy);
+        if (item->code != CQ_OK) {
+            cq_queue_release(engine, queue);
+            queue = NULL;
+            continue;
+        }
         if (create_one(engine, item, queue, now_ms) != CQ_DONE) {
             cq_queue_release(engine, queue);
             return CQ_NO_MEMORY;
@@ -162,10 +170,10 @@ static cq_status go_back(cq_engine *engine, cq_slot *slot, int32_t attempts, int
         return CQ_NO_MEMORY;
     }
     cq_slot_set_error(slot, error);
-    cq_slot_clear_holder(engine, slot);
     slot->attempts = attempts;
     slot->updated_ms = now_ms;
     cq_slot_set_state(engine, slot, ready ? CQ_READY : CQ_DELAYED);
+    cq_slot_clear_holder(engine, slot);
     if (ready)
         cq_slot_unschedule(engine, slot);
     else
@@ -235,26 +243,13 @@ typedef struct ending {
 static int64_t keeping_end(const cq_engine *engine, const cq_slot *slot, const ending *how)
 {
     const cq_settings *set = &engine->set;
+    const cq_rule *rule = slot->queue->rule;
     int64_t keep_ms = how->state == CQ_DEAD ? set->dead_retention_ms : set->retention_ms;
+    if (rule != NULL && rule->policy.retention_ms > 0)
+        keep_ms = rule->policy.retention_ms;
     int64_t end_ms = cq_plus(how->now_ms, keep_ms);
     int64_t key_end_ms = cq_plus(slot->created_ms, set->key_window_ms);
     return slot->flags & CQ_FLAG_KEY && key_end_ms > end_ms ? key_end_ms : end_ms;
-}
-
-static void count_end(cq_slot *slot, const ending *how)
-{
-    cq_label *label = slot->queue->label;
-    int64_t latency_ms = how->now_ms > slot->created_ms ? how->now_ms - slot->created_ms : 0;
-    int bucket = 0;
-    while (bucket < CQ_LATENCY_BUCKETS - 1 && latency_ms > CQ_LATENCY_MS[bucket])
-        bucket++;
-    int which = how->state == CQ_COMPLETED ? 0 : 1;
-    label->latency[which][bucket]++;
-    label->latency_s[which] += (double)latency_ms / 1000;
-    if (which == 0)
-        label->completed++;
-    else
-        label->failed++;
 }
 
 static cq_status watch_reserve(cq_engine *engine)
@@ -314,7 +309,7 @@ static cq_status end(cq_engine *engine, cq_slot *slot, const ending *how)
     cq_slot_set_error(slot, error);
     cq_slot_drop_body(engine, slot);
     cq_slot_set_state(engine, slot, how->state);
-    count_end(slot, how);
+    cq_count_end(slot, how->state, how->now_ms);
     report_end(engine, slot);
     if (how->by == NULL)
         cq_slot_clear_holder(engine, slot);
@@ -555,7 +550,9 @@ static cq_status become_ready(cq_engine *engine, cq_slot *slot)
     cq_level *level = cq_ready_reserve(engine, slot->queue, slot->priority);
     if (level == NULL)
         return CQ_NO_MEMORY;
+    int64_t due_ms = slot->due_ms;
     cq_slot_unschedule(engine, slot);
+    slot->due_ms = due_ms;
     cq_slot_set_state(engine, slot, CQ_READY);
     cq_ready_put(engine, level, slot);
     return CQ_DONE;
@@ -568,7 +565,7 @@ static cq_status lease_over(cq_engine *engine, cq_slot *slot, int64_t now_ms)
         return cq_task_go_back_untried(engine, slot, now_ms);
     cq_bytes reason = literal("LEASE_EXPIRED");
     cq_text *error;
-    cq_label *label = slot->queue->label;
+    cq_queue *queue = slot->queue;
     cq_status status;
     if (slot->attempts >= slot->max_attempts) {
         status = end(engine, slot, &(ending){.state = CQ_DEAD, .error = reason, .now_ms = now_ms});
@@ -578,7 +575,8 @@ static cq_status lease_over(cq_engine *engine, cq_slot *slot, int64_t now_ms)
         int64_t delay_ms = backoff(engine, slot->attempts);
         status = go_back(engine, slot, slot->attempts, delay_ms, error, now_ms);
     }
-    label->expired += status == CQ_DONE;
+    queue->label->expired += status == CQ_DONE;
+    queue->tally->expired += status == CQ_DONE;
     return status;
 }
 

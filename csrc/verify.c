@@ -120,7 +120,12 @@ static void check_queue(const cq_engine *engine, const cq_queue *queue, sums *al
         CQ_ASSERT(cq_id_number(queue->top->id) == least);
     }
     CQ_ASSERT(ready == queue->ready && (ready > 0) == (queue->top != NULL));
-    CQ_ASSERT((ready > 0 && !queue->paused) == (queue->heap_at != 0) && queue->slots > 0);
+    bool paused = queue->rule != NULL && queue->rule->paused;
+    bool open = !paused && !queue->limited;
+    CQ_ASSERT((ready > 0 && open) == (queue->heap_at != 0) && queue->slots > 0);
+    CQ_ASSERT(queue->limited == (queue->rule != NULL && queue->rule->policy.consumers_max > 0));
+    CQ_ASSERT(queue->limited || queue->consumers == 0);
+    CQ_ASSERT(queue->tally->queue == queue);
     CQ_ASSERT(queue->top == NULL || cq_table_find(&engine->table, queue->top->id) == queue->top);
     if (queue->heap_at != 0) {
         const cq_heap_entry *entry = &queue->tenant->ready.items[queue->heap_at - 1];
@@ -171,6 +176,7 @@ void cq_engine_verify(const cq_engine *engine)
             check_heap(&((cq_tenant *)node)->ready);
     }
     check_heap(&engine->due);
+    cq_leases_verify(engine);
     check_segments(engine, &slots);
     CQ_ASSERT(slots.slots == queues.slots && slots.live == queues.live);
     CQ_ASSERT(slots.ready == queues.ready);
@@ -212,7 +218,8 @@ static uint64_t slot_digest(const cq_slot *slot)
     digest = add(add(digest, (uint64_t)slot->priority), (uint64_t)slot->attempts);
     digest = add(add(digest, (uint64_t)slot->max_attempts), slot->body_len);
     digest = add(add(digest, (uint64_t)slot->created_ms), (uint64_t)slot->updated_ms);
-    digest = add(digest, (uint64_t)slot->due_ms);
+    if (slot->state != CQ_READY) /* else it is only a help to tell since when */
+        digest = add(digest, (uint64_t)slot->due_ms);
     digest = add(digest, slot->flags & (CQ_FLAGS_STORED | CQ_FLAG_DETACHED));
     if (!is_waiting(slot))
         digest = add(digest, slot->ended_chunk);

@@ -42,6 +42,7 @@ class Disk:
         self.values: dict[bytes, bytes] = {}
         self.chunks = Chunks(self.values)
         self.paused: set[tuple[bytes, bytes]] = set()
+        self.policies: dict[tuple[bytes, bytes], tuple[int, int, int, int]] = {}
         self.starts = 1
         self.engine = Engine(seed=self.starts, **settings)
 
@@ -138,6 +139,9 @@ class Disk:
         new.load_done(now_ms, lease_grace_ms)
         for tenant, command in self.paused:
             new.pause(tenant, command)
+        for (tenant, command), policy in self.policies.items():
+            new.govern(tenant, command, *policy)
+        new.count_consumers()
         new.verify()
         self.engine = new
         return old

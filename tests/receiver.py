@@ -170,6 +170,7 @@ class Sender:
         )
         self.notifier = Notifier(self.shard, self.callbacks)
         self.webhooks = Webhooks(self.shard, self.callbacks, config, **window)
+        self.app.overviews.webhooks = self.webhooks
         self.webhooks.start()
 
     async def close(self) -> None:

@@ -7,9 +7,17 @@ Backoff is without jitter. Refusals are the numbers of ``cq_code``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 OK, NOT_FOUND, NOT_IN_PROGRESS, NOT_OWNER, NOT_PENDING, ENDED, ABSENT = 0, 13, 15, 16, 21, 100, 101
 READY, DELAYED, LEASED, COMPLETED, FAILED, DEAD, GONE = range(1, 8)
+
+
+class Policy(NamedTuple):
+    tiers: tuple[int, ...]
+    max_attempts: int
+    consumers_max: int
+    retention_ms: int
 
 
 @dataclass
@@ -50,6 +58,7 @@ class Reference:
         self.backoff_base_ms, self.backoff_max_ms = backoff_base_ms, backoff_max_ms
         self.tasks: list[Task] = []  # in creation order
         self.paused: set[tuple[bytes, bytes]] = set()
+        self.policies: dict[tuple[bytes, bytes], Policy] = {}
 
     # --- who waits, in which order
 
@@ -77,13 +86,34 @@ class Reference:
 
     # --- transitions
 
-    def create(self, task: Task, due_ms: int | None, keyed: bool) -> None:
+    def create(self, task: Task, due_ms: int | None, keyed: bool) -> bool:
         now_ms = task.created_ms
+        policy = self.policies.get((task.tenant, task.command))
+        if policy is not None:
+            if task.priority == 0 and 0 not in policy.tiers:
+                task.priority = min(policy.tiers)
+            if task.priority not in policy.tiers:
+                return False
+            task.max_attempts = task.max_attempts or policy.max_attempts
+        task.max_attempts = task.max_attempts or 5
         if due_ms is not None and due_ms > now_ms:
             task.state, task.due_ms = DELAYED, due_ms
         if keyed:
             task.key_end_ms = now_ms + self.key_window_ms
         self.tasks.append(task)
+        return True
+
+    def admits(self, tenant: bytes, command: bytes, worker: bytes) -> bool:
+        policy = self.policies.get((tenant, command))
+        if (tenant, command) in self.paused:
+            return False
+        holders = {t.worker for t in self.in_state(tenant, command, LEASED)}
+        return (
+            policy is None
+            or not policy.consumers_max
+            or worker in holders
+            or len(holders) < policy.consumers_max
+        )
 
     def claim(
         self,
@@ -98,7 +128,7 @@ class Reference:
         claim: object,
     ) -> list[Task]:
         named = {t.command for t in self.tasks} if commands is None else dict.fromkeys(commands)
-        open_ = [command for command in named if (tenant, command) not in self.paused]
+        open_ = [command for command in named if self.admits(tenant, command, worker)]
         ready = [t for command in open_ for t in self.in_state(tenant, command, READY)]
         if commands is None or not in_order:
             ready.sort(key=lambda t: (-t.priority, self.tasks.index(t)))
@@ -252,6 +282,8 @@ class Reference:
 
     def _end(self, task: Task, state: int, error: bytes, now_ms: int) -> None:
         keep_ms = self.dead_retention_ms if state == DEAD else self.retention_ms
+        policy = self.policies.get((task.tenant, task.command))
+        keep_ms = (policy and policy.retention_ms) or keep_ms
         task.state, task.error, task.updated_ms = state, error, now_ms
         task.ended_ms, task.expires_ms = now_ms, max(now_ms + keep_ms, task.key_end_ms)
         task.due_ms, task.claim = 0, None

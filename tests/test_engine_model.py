@@ -19,6 +19,7 @@ from tests.reference import (
     LEASED,
     OK,
     READY,
+    Policy,
     Reference,
     Task,
 )
@@ -30,6 +31,7 @@ TIMES = {
     "backoff_base_ms": 1_000,
     "backoff_max_ms": 5_000,
 }
+NO_TIER = 23
 TENANTS = [b"acme", b"umbrella"]
 COMMANDS = [b"mail", b"x/y:z", "проба".encode()]
 WORKERS = [b"", b"w1", b"w2"]
@@ -101,7 +103,8 @@ class EngineMachine(RuleBasedStateMachine):
         batch = creates(
             count, command, b'"%d"' % len(self.reference.tasks), **fields, trace_parent=trace
         )
-        assert self.engine.create(batch, tenant, self.now_ms) == count
+        made = self.engine.create(batch, tenant, self.now_ms)
+        refused = 0
         for index in range(count):
             due_ms = self.now_ms + fields["delay_seconds"] * 1000
             task = Task(
@@ -110,11 +113,13 @@ class EngineMachine(RuleBasedStateMachine):
                 command,
                 b'"%d"' % (len(self.reference.tasks) - index),
                 fields["priority"],
-                fields["max_attempts"] or 5,
+                fields["max_attempts"],
                 self.now_ms,
                 self.now_ms,
             )
-            self.reference.create(task, due_ms, bool(fields["key"]))
+            refused += not self.reference.create(task, due_ms, bool(fields["key"]))
+        assert (made, refused) in ((count, 0), (0, count))
+        assert batch.codes == bytes([NO_TIER if refused else OK]) * count
 
     @rule(count=st.sampled_from([200, 256, 300]))
     def create_many(self, count: int) -> None:
@@ -295,6 +300,30 @@ class EngineMachine(RuleBasedStateMachine):
         self.reference.paused ^= {(tenant, command)}
         self.disk.paused = set(self.reference.paused)
 
+    @rule(
+        tenant=tenants,
+        command=commands,
+        policy=st.none()
+        | st.builds(
+            Policy,
+            st.sampled_from([(0,), (0, 7), (3, 7), (7,)]),
+            st.sampled_from([1, 3]),
+            st.sampled_from([0, 1, 1, 2]),
+            st.sampled_from([0, 1_000, 70_000]),
+        ),
+    )
+    def govern(self, tenant: bytes, command: bytes, policy: Policy | None) -> None:
+        if policy is None:
+            self.reference.policies.pop((tenant, command), None)
+            self.disk.policies.pop((tenant, command), None)
+            self.engine.govern(tenant, command)
+        else:
+            tiers = sum(1 << tier for tier in policy.tiers)
+            self.reference.policies[tenant, command] = policy
+            self.disk.policies[tenant, command] = (tiers, *policy[1:])
+            self.engine.govern(tenant, command, tiers, *policy[1:])
+        self.engine.count_consumers()
+
     @rule(tenant=tenants, ahead_ms=st.sampled_from([0, 20_000, 10**12]))
     def clean_up(self, tenant: bytes, ahead_ms: int) -> None:
         """Of those whose keeping time was over before, some may have left the disk already."""
@@ -416,10 +445,22 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.verify()
         for tenant in TENANTS:
             for command in COMMANDS:
-                assert self.engine.stats(tenant, command) == self.reference.stats(tenant, command)
+                stats = self.reference.stats(tenant, command)
+                assert self.engine.stats(tenant, command) == stats
+                self.limits_are_told(tenant, command, stats[0] > 0)
         live = sum(task.state <= LEASED for task in self.reference.tasks)
         assert self.engine.live_tasks == live
         assert self.engine.next_due_ms() == self.reference.next_due_ms()
+
+    def limits_are_told(self, tenant: bytes, command: bytes, ready: bool) -> None:
+        """Whether a queue has work that is not for all, and for whom it is."""
+        policy = self.reference.policies.get((tenant, command))
+        paused = (tenant, command) in self.reference.paused
+        limited = ready and not paused and bool(policy and policy.consumers_max)
+        assert self.engine.limited(tenant, command) == limited
+        for worker in WORKERS[1:]:
+            admitted = limited and self.reference.admits(tenant, command, worker)
+            assert self.engine.limited(tenant, command, worker) == admitted
 
     @rule()
     def tasks_read_the_same(self) -> None:

@@ -597,7 +597,7 @@ def test_T48_streams_past_the_limit_of_connections_are_refused(tmp_path: Path) -
                 await node.line("worker", "shop/w")
             assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             lines[0].call.cancel()
-            await node.until(lambda: node.streams["worker"].streams == 2)
+            await node.until(lambda: node.streams["worker"].streams_of(None) == 2)
             await node.line("worker", "shop/w")
 
     run(scenario)

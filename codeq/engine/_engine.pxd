@@ -73,6 +73,9 @@ cdef extern from "codeq.h":
         uint8_t data[1]
 
     ctypedef struct cq_holder:
+        uint64_t leases
+        cq_holder *next_busy
+        cq_bytes tenant
         cq_bytes worker
         cq_bytes subject
 
@@ -87,18 +90,44 @@ cdef extern from "codeq.h":
         double latency_s[2]
         cq_bytes name
 
+    ctypedef struct cq_tally:
+        cq_queue *queue
+        uint64_t created
+        uint64_t claimed
+        uint64_t completed
+        uint64_t failed
+        uint64_t dead
+        uint64_t expired
+        cq_bytes tenant
+        cq_bytes command
+
+    ctypedef struct cq_policy:
+        uint32_t tiers
+        int32_t max_attempts
+        uint32_t consumers_max
+        int64_t retention_ms
+
+    ctypedef struct cq_rule:
+        bint paused
+
     ctypedef struct cq_tenant:
         cq_queue *queues
+        cq_queue *limited
         cq_bytes name
 
     ctypedef struct cq_queue:
         cq_tenant *tenant
+        cq_label *label
+        cq_rule *rule
         cq_queue *next_of_tenant
+        cq_queue *next_limited
+        cq_slot *top
         uint32_t touched_at
         uint64_t ready
         uint64_t delayed
         uint64_t leased
         uint64_t dead
+        bint limited
         cq_bytes command
 
     ctypedef struct cq_slot:
@@ -153,6 +182,7 @@ cdef extern from "codeq.h":
         cq_heap due
         cq_map queues
         cq_label *all_labels
+        cq_holder *busy
         cq_queue **touched
         uint32_t touched_count
         cq_buffer ended_ids
@@ -282,6 +312,13 @@ cdef extern from "codeq.h":
                              uint32_t count_max, int64_t now_ms, uint32_t *count)
     cq_status cq_queue_pause(cq_engine *engine, cq_bytes tenant, cq_bytes command)
     cq_status cq_queue_resume(cq_engine *engine, cq_bytes tenant, cq_bytes command)
+    cq_status cq_queue_govern(cq_engine *engine, cq_bytes tenant, cq_bytes command,
+                              const cq_policy *policy)
+    cq_status cq_consumers_count(cq_engine *engine)
+    bint cq_queue_admits(const cq_engine *engine, const cq_queue *queue, cq_bytes worker)
+    int64_t cq_queue_ready_since(cq_engine *engine, cq_queue *queue, uint32_t *looks)
+    cq_status cq_tally_list(const cq_engine *engine, cq_bytes tenant, cq_tally ***tallies,
+                            size_t *count)
 
     cq_status cq_record_find(cq_bytes chunk, uint64_t number, bint ended, cq_record *record)
     cq_status cq_body_split(cq_bytes stored, uint8_t flags, cq_body *body)

@@ -7,6 +7,15 @@ from codeq.engine._views import CorruptRecord as CorruptRecord
 from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes
 
+#: tenant, command, depths, counts, since when the oldest ready task is ready
+Tally = tuple[
+    bytes,
+    bytes,
+    tuple[int, int, int, int],
+    tuple[int, int, int, int, int, int],
+    int | None,
+]
+
 READY: int
 DELAYED: int
 LEASED: int
@@ -199,10 +208,26 @@ class Engine:
     def next_number(self) -> int:
         """The number of the next create."""
 
-    # --- pauses
+    # --- pauses and policies
     def pause(self, tenant: bytes, command: bytes) -> None:
         """Claims pass the queue over from now on, whether it exists yet or not."""
     def resume(self, tenant: bytes, command: bytes) -> None: ...
+    def govern(
+        self,
+        tenant: bytes,
+        command: bytes,
+        tiers: int = 0,
+        max_attempts: int = 0,
+        consumers_max: int = 0,
+        retention_ms: int = 0,
+    ) -> None:
+        """Gives the queue a policy, whether it exists yet or not; ``tiers`` has a bit for each
+        priority that is allowed, 0 takes the policy away. ``count_consumers`` must follow, before
+        anything else, once for several."""
+    def count_consumers(self) -> None: ...
+    def limited(self, tenant: bytes, command: bytes | None, worker: bytes | None = None) -> bool:
+        """Whether a queue (None = any of the tenant) has ready tasks that not every worker may
+        claim; with ``worker``, whether that one may."""
 
     # --- time
     def tick(self, now_ms: int, limit: int) -> int:
@@ -247,6 +272,15 @@ class Engine:
         latency histogram of COMPLETED (counts per bucket of .1 .25 .5 1 2.5 5 10 30
         60 120 300 600 1800 3600 s and +Inf, sum in s)
         and of FAILED."""
+    def ready_since(self) -> dict[str, int]:
+        """Per command label: when the oldest ready task of its queues became ready, in ms; none
+        where nothing is ready. Exact but for tasks that came back to their old place."""
+    def tallies(self, tenant: bytes | None, count_max: int) -> tuple[list[Tally], int, int]:
+        """(the first queues by command, how many more there are, live tasks of all). A queue:
+        tenant, command, the depths as of ``stats``, counts since the start (created, claimed,
+        completed, failed, dead, expired leases), and since when its oldest ready task is ready."""
+    def leases(self, tenant: bytes | None) -> list[tuple[bytes, bytes, int]]:
+        """(tenant, worker id, leases held); a worker id once per subject."""
     @property
     def live_tasks(self) -> int: ...
     @property

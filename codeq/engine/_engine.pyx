@@ -9,9 +9,12 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from codeq.engine._counts cimport (
+    command_rows, lease_rows, queue_rows, ready_since, tally_rows
+)
 from codeq.engine._views cimport (
     TaskView, body_of, bytes_of, find_record, id_of, id_text, is_live, new_view, numbered_key,
-    to_bytes, to_text, view_of
+    to_bytes, view_of
 )
 from codeq.engine._wire cimport Creates, Finishes
 
@@ -481,7 +484,7 @@ cdef class Engine:
     def next_number(self):
         return self.core.next_number
 
-    # --- pauses
+    # --- pauses and policies
 
     def pause(self, bytes tenant not None, bytes command not None):
         self.enter()
@@ -490,6 +493,31 @@ cdef class Engine:
     def resume(self, bytes tenant not None, bytes command not None):
         self.enter()
         self.leave(cq_queue_resume(self.core, bytes_of(tenant), bytes_of(command)))
+
+    def govern(
+        self, bytes tenant not None, bytes command not None, uint32_t tiers=0,
+        int32_t max_attempts=0, uint32_t consumers_max=0, int64_t retention_ms=0,
+    ):
+        cdef cq_policy policy = cq_policy(tiers, max_attempts, consumers_max, retention_ms)
+        self.enter()
+        check(cq_queue_govern(self.core, bytes_of(tenant), bytes_of(command), &policy))
+
+    def count_consumers(self):
+        self.enter()
+        self.leave(cq_consumers_count(self.core))
+
+    def limited(self, bytes tenant not None, bytes command, bytes worker=None):
+        cdef cq_queue *queue
+        cdef cq_tenant *owner = cq_tenant_find(self.core, bytes_of(tenant))
+        queue = NULL if owner == NULL else owner.limited
+        if queue != NULL and command is not None:
+            queue = cq_queue_find(self.core, bytes_of(tenant), bytes_of(command))
+        while queue != NULL:
+            if queue.limited and queue.top != NULL and not queue.rule.paused:
+                if worker is None or cq_queue_admits(self.core, queue, bytes_of(worker)):
+                    return True
+            queue = queue.next_limited if command is None else NULL
+        return False
 
     # --- time
 
@@ -614,39 +642,24 @@ cdef class Engine:
         return (queue.ready, queue.delayed, queue.leased, queue.dead)
 
     def queues(self, bytes tenant):
-        cdef list found = []
-        cdef cq_tenant *owner
-        cdef cq_queue *queue
-        cdef cq_node *node
-        cdef size_t i
         self.enter()
-        if tenant is not None:
-            owner = cq_tenant_find(self.core, bytes_of(tenant))
-            queue = NULL if owner == NULL else owner.queues
-            while queue != NULL:
-                add_queue(found, queue)
-                queue = queue.next_of_tenant
-        else:
-            for i in range(self.core.queues.cap):
-                node = self.core.queues.heads[i]
-                while node != NULL:
-                    add_queue(found, <cq_queue *>node)
-                    node = node.next
-        found.sort()
-        return found
+        return queue_rows(self.core, tenant)
 
     def command_stats(self):
-        cdef list stats = []
-        cdef cq_label *label = self.core.all_labels
         self.enter()
-        while label != NULL:
-            stats.append((
-                to_text(label.name),
-                (label.created, label.claimed, label.completed, label.failed, label.expired),
-                histogram(label, 0), label.latency_s[0], histogram(label, 1), label.latency_s[1],
-            ))
-            label = label.next
-        return stats
+        return command_rows(self.core)
+
+    def ready_since(self):
+        self.enter()
+        return ready_since(self.core)
+
+    def tallies(self, bytes tenant, Py_ssize_t count_max):
+        self.enter()
+        return tally_rows(self.core, tenant, count_max)
+
+    def leases(self, bytes tenant):
+        self.enter()
+        return lease_rows(self.core, tenant)
 
     @property
     def live_tasks(self):
@@ -762,14 +775,3 @@ cdef class Engine:
     def digest(self):
         self.enter()
         return cq_engine_digest(self.core)
-
-
-cdef int add_queue(list found, const cq_queue *queue) except -1:
-    if queue.ready + queue.delayed + queue.leased + queue.dead:
-        found.append((to_bytes(queue.tenant.name), to_bytes(queue.command),
-                      queue.ready, queue.delayed, queue.leased, queue.dead))
-    return 0
-
-
-cdef tuple histogram(const cq_label *label, int which):
-    return tuple([label.latency[which][i] for i in range(CQ_LATENCY_BUCKETS)])

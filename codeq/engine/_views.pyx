@@ -141,7 +141,7 @@ cdef TaskView view_of(const cq_slot *slot):
             view.ended_worker = to_text(slot.holder.worker)
             view.ended_subject = to_text(slot.holder.subject)
     else:
-        view.due_ms = slot.due_ms
+        view.due_ms = slot.due_ms if slot.state != CQ_READY else 0
         if slot.holder != NULL:
             view.worker = to_text(slot.holder.worker)
     return view

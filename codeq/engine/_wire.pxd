@@ -46,6 +46,7 @@ cdef extern from "codeq.h":
         CQ_ARTIFACT_INVALID
         CQ_NOT_PENDING
         CQ_WORKER_ID_INVALID
+        CQ_PRIORITY_NO_TIER
         CQ_ENDED
         CQ_ABSENT
 

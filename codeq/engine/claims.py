@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -120,6 +120,7 @@ class Claims:
         self._touched: dict[LaneKey, None] = {}  # lanes whose queues got tasks
         self._arrivals = 0
         self.parked = 0
+        self.parked_by: dict[str, int] = {}  # tenant
 
     def add(self, request: ClaimRequest) -> Waiter:
         """Takes up a claim; it is served with the open group at the earliest."""
@@ -173,6 +174,7 @@ class Claims:
         records_max: int,
     ) -> bool:
         keys, self._touched = self._touched, {}
+        admitted: dict[LaneKey, Iterator[Waiter]] = {}  # lanes that do not serve every worker
         front = [
             (self._first(key).arrival, i, key) for i, key in enumerate(keys) if key in self._lanes
         ]
@@ -182,18 +184,36 @@ class Claims:
                 self._touched = dict.fromkeys(key for _, _, key in front)
                 return False
             arrival, i, key = heapq.heappop(front)
-            if key not in self._lanes:
-                continue
-            waiter = self._first(key)
-            if waiter.arrival == arrival:
+            waiter = self._next(key, admitted)
+            if waiter is not None and waiter.arrival == arrival:
                 claim = self._try(waiter, now_ms)
-                if claim is None:
+                if claim is not None:
+                    self._unpark(waiter)
+                    served(waiter, claim)
+                elif key not in admitted and self._engine.limited(*key):
+                    admitted[key] = self._admitted(key)
+                else:
                     continue  # nothing is left in the queues of this lane
-                self._unpark(waiter)
-                served(waiter, claim)
-            if key in self._lanes:
-                heapq.heappush(front, (self._first(key).arrival, i, key))
+                waiter = self._next(key, admitted)
+            if waiter is not None:
+                heapq.heappush(front, (waiter.arrival, i, key))
         return True
+
+    def _next(self, key: LaneKey, admitted: Mapping[LaneKey, Iterator[Waiter]]) -> Waiter | None:
+        """Who is to be tried next in the lane."""
+        if key in admitted:
+            return next(admitted[key], None)
+        return self._first(key) if key in self._lanes else None
+
+    def _admitted(self, key: LaneKey) -> Iterator[Waiter]:
+        """The waiters of a lane that its queues let claim: what is left there is not for all."""
+        tenant, command = key
+        for waiter in list(self._lanes[key]):
+            worker = waiter.request.worker.encode()
+            while waiter in self._lanes.get(key, ()) and self._engine.limited(
+                tenant, command, worker
+            ):
+                yield waiter
 
     def _try(self, waiter: Waiter, now_ms: int) -> Claim | None:
         request = waiter.request
@@ -215,7 +235,7 @@ class Claims:
     def _park(self, waiter: Waiter) -> None:
         for key in waiter.lanes:
             self._lanes.setdefault(key, OrderedDict())[waiter] = None
-        self.parked += 1
+        self._count(waiter, 1)
 
     def _unpark(self, waiter: Waiter) -> None:
         found = False
@@ -226,4 +246,12 @@ class Claims:
                 del lane[waiter]
                 if not lane:
                     del self._lanes[key]
-        self.parked -= found
+        if found:
+            self._count(waiter, -1)
+
+    def _count(self, waiter: Waiter, more: int) -> None:
+        tenant = waiter.request.tenant
+        self.parked += more
+        self.parked_by[tenant] = self.parked_by.get(tenant, 0) + more
+        if not self.parked_by[tenant]:
+            del self.parked_by[tenant]

@@ -28,6 +28,7 @@ from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.listing import Listing
 from codeq.engine.pauses import Pauses
+from codeq.engine.policies import Policies
 from codeq.engine.queues import Queues
 from codeq.engine.reader import LOOKS_MAX, Reader
 from codeq.engine.recovery import last_id_ms, recover
@@ -116,7 +117,7 @@ class ResultWait:
 class Shard:
     """Every operation on the tasks of one data folder. Make it with ``open``.
 
-    What operators do to whole queues is in ``queues``, ``listing`` and ``cleanup``.
+    What operators do to whole queues is in ``queues``, ``policies``, ``listing`` and ``cleanup``.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Shard:
             sync=settings.fsync_on_commit,
         )
         self._pauses = Pauses(engine, store)
+        self.policies = Policies(engine, store, clock, self.journal)
         self._reader = Reader(engine, store, runner, self.journal)
         self.queues = Queues(engine, clock, self.journal, self._pauses)
         self.listing = Listing(engine, store, clock, runner, self.journal)
@@ -238,6 +240,10 @@ class Shard:
     def waiting_claims(self) -> int:
         """Claims that are parked until a task comes."""
         return self._claims.parked
+
+    def waiting_claims_of(self, tenant: str) -> int:
+        """Those of one tenant."""
+        return self._claims.parked_by.get(tenant, 0)
 
     @property
     def disk_free_bytes(self) -> int:
@@ -612,10 +618,12 @@ class Shard:
         puts = self.engine.take()
         self._retention.written(puts)
         self.deliveries.written(puts)
-        paused, resumed = self._pauses.take()
-        for key in resumed:
-            self.journal.delete(key)
-        return puts + paused
+        for rules in (self._pauses, self.policies):
+            changed, removed = rules.take()
+            puts += changed
+            for key in removed:
+                self.journal.delete(key)
+        return puts
 
     def _arm(self) -> None:
         if self._more_due:

@@ -317,7 +317,7 @@ class Node:
         self._streams[kind] = listener
         self._certificates.on_change[kind] = listener.exchange
         if self._metrics is not None:
-            self._metrics.streams[kind] = partial(getattr, listener, "streams")
+            self._metrics.streams[kind] = listener.streams_of
 
     def _start_callbacks(self, shard: Shard, metrics: Metrics, limits: Limits) -> None:
         callbacks = self._callbacks = Callbacks(
@@ -328,6 +328,8 @@ class Node:
         )
         self._stops.append(Notifier(shard, callbacks).stop)
         self._webhooks = Webhooks(shard, callbacks, self._config)
+        if self._rest is not None:
+            self._rest.overviews.webhooks = self._webhooks
         self._webhooks.start()
 
     async def _stop_callbacks(self) -> None:

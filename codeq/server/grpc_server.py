@@ -75,10 +75,12 @@ class Listener:
         self._server = server
         self._credentials = credentials
 
-    @property
-    def streams(self) -> int:
-        """Open streams."""
-        return len(self._edge.sessions)
+    def streams_of(self, tenant: str | None) -> int:
+        """Open streams, of one tenant or (None) of all."""
+        sessions = self._edge.sessions
+        if tenant is None:
+            return len(sessions)
+        return sum(session.tenant == tenant for session in sessions)
 
     async def exchange(self, identity: Identity) -> bool:
         """Shows another certificate to new connections; False when it is the one in use. Raises

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -39,6 +40,20 @@ class Histogram:
         self._counts[bisect_left(SHORT_BUCKETS, seconds)] += 1
         self._sum_s += seconds
 
+    @property
+    def count(self) -> int:
+        """How many were observed."""
+        return sum(self._counts)
+
+    @property
+    def sum_s(self) -> float:
+        """Seconds of all together."""
+        return self._sum_s
+
+    def buckets(self) -> list[tuple[float | None, int]]:
+        """How many took at most so many seconds; None = all."""
+        return list(zip((*SHORT_BUCKETS, None), accumulate(self._counts), strict=True))
+
     def family(self, name: str, text: str) -> Metric:
         """The samples as the scrape wants them."""
         family = HistogramMetricFamily(name, text)
@@ -50,7 +65,7 @@ class Metrics(Collector):
     """Everything one scrape shows.
 
     ``commit``, ``sync`` and ``loop_blocked`` are fed by the process; ``streams`` maps a kind of
-    stream to a function that counts the open ones.
+    stream to a function that counts the open ones, of one tenant or (None) of all.
     """
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4.encode()
@@ -60,7 +75,7 @@ class Metrics(Collector):
         self.commit = Histogram()
         self.sync = Histogram()
         self.loop_blocked = Histogram()
-        self.streams: dict[str, Callable[[], int]] = {}
+        self.streams: dict[str, Callable[[str | None], int]] = {}
         self._limits = limits
         self._callbacks: dict[tuple[str, str, str], int] = {}
         self._called: set[str] = set()  # commands that have a label there
@@ -68,6 +83,10 @@ class Metrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
+
+    def open_streams(self, tenant: str | None) -> dict[str, int]:
+        """Open streams by kind, of one tenant or of all."""
+        return {kind: count(tenant) for kind, count in self.streams.items()}
 
     def observe_commit(self, commit_s: float, sync_s: float) -> None:
         """One commit group: the time of write and sync together, and that of the sync."""
@@ -152,11 +171,18 @@ class Metrics(Collector):
             "codeq_queue_depth", "Tasks by place, over all tenants.", labels=["command", "queue"]
         )
         dead = GaugeMetricFamily("codeq_dlq_depth", "Dead letters.", labels=["command"])
+        oldest = GaugeMetricFamily(
+            "codeq_oldest_ready_seconds",
+            "How long the oldest ready task of any queue has been ready.",
+            labels=["command"],
+        )
+        since, now_ms = self._shard.engine.ready_since(), self._shard.clock.now_ms()
         for name, known in depths.items():
+            oldest.add_metric([name], max(0, now_ms - since.get(name, now_ms)) / 1000)
             for queue, count in zip(("ready", "delayed", "in_progress", "dlq"), known, strict=True):
                 depth.add_metric([name, queue], count)
             dead.add_metric([name], known[3])
-        yield from (depth, dead)
+        yield from (depth, dead, oldest)
 
     def _webhooks(self) -> Iterator[Metric]:
         calls = CounterMetricFamily(
@@ -190,8 +216,8 @@ class Metrics(Collector):
             "codeq_waiting_claims", "Claims parked until a task comes.", shard.waiting_claims
         )
         streams = GaugeMetricFamily("codeq_streams", "Open streams.", labels=["kind"])
-        for kind, count in self.streams.items():
-            streams.add_metric([kind], count())
+        for kind, count in self.open_streams(None).items():
+            streams.add_metric([kind], count)
         yield streams
         yield GaugeMetricFamily(
             "codeq_live_tasks", "Tasks that have not ended.", shard.engine.live_tasks

@@ -19,6 +19,7 @@ from codeq.engine.shard import Shard
 from codeq.errors import BODY_INVALID, SLUGS, CodeqError, Refusal
 from codeq.server.auth import Auth
 from codeq.server.limits import Limits, RateLimited
+from codeq.server.overview import Overviews
 from codeq.server.streams import InFlight
 
 T = TypeVar("T")
@@ -145,9 +146,16 @@ class Edge:
     """What all handlers share; one per listener."""
 
     def __init__(
-        self, shard: Shard, auth: Auth, config: Config, in_flight: InFlight, limits: Limits
+        self,
+        shard: Shard,
+        auth: Auth,
+        config: Config,
+        in_flight: InFlight,
+        limits: Limits,
+        overviews: Overviews,
     ) -> None:
         self.shard = shard
+        self.overviews = overviews
         self.auth = auth
         self.config = config
         self.clock = shard.clock

@@ -1,7 +1,6 @@
 """The REST edge: an ASGI application that finds the route, lets the caller in, and answers.
 
-Errors become statuses here and nowhere else. What the routes do is in rest_tasks, rest_leases
-and rest_admin.
+Errors become statuses here and nowhere else. What the routes do is in the modules rest_...
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from codeq.server import (
     rest_operator,
     rest_subscriptions,
     rest_tasks,
+    rest_topics,
 )
 from codeq.server.auth import (
     KEY_WAITS_MAX,
@@ -36,6 +36,7 @@ from codeq.server.auth import (
 )
 from codeq.server.limits import Limits, RateLimited
 from codeq.server.metrics import Metrics
+from codeq.server.overview import Overviews
 from codeq.server.request import (
     CLOSE,
     HEADERS_BYTES_MAX,
@@ -102,6 +103,7 @@ STATIC: dict[tuple[str, bytes], Route] = {
     ("POST", PREFIX + b"/admin/backup"): Route(Auth.operator, rest_operator.backup),
     ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
     ("GET", PREFIX + b"/admin/queues"): Route(Auth.admin, rest_admin.queues),
+    ("GET", PREFIX + b"/admin/overview"): Route(Auth.admin, rest_admin.overview),
     ("GET", PREFIX + b"/admin/tasks"): Route(Auth.admin, rest_admin.tasks),
     ("POST", PREFIX + b"/admin/tasks/cleanup"): Route(Auth.admin, rest_admin.cleanup),
 }
@@ -125,6 +127,9 @@ VARIABLE: dict[tuple[str, bytes], Route] = {
     ("POST", b"admin/queues/{}/pause"): Route(Auth.admin, rest_admin.pause),
     ("POST", b"admin/queues/{}/resume"): Route(Auth.admin, rest_admin.resume),
     ("POST", b"admin/queues/{}/purge"): Route(Auth.admin, rest_admin.purge_waiting),
+    ("PUT", b"admin/topics/{}"): Route(Auth.admin, rest_topics.put),
+    ("GET", b"admin/topics/{}"): Route(Auth.admin, rest_topics.get),
+    ("DELETE", b"admin/topics/{}"): Route(Auth.admin, rest_topics.delete),
 }
 #: What spans call a route
 NAMES: dict[Route, str] = {
@@ -147,7 +152,8 @@ class RestApp:
         limits: Limits,
         tracer: Tracer | None = None,
     ) -> None:
-        self.edge = Edge(shard, known, config, in_flight, limits)
+        self.overviews = Overviews(shard, metrics)
+        self.edge = Edge(shard, known, config, in_flight, limits, self.overviews)
         self.leaving = False
         self._metrics = metrics
         self._tracer = tracer

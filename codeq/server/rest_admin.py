@@ -1,4 +1,5 @@
-"""REST for admins: queues and their depths, lists of tasks, dead letters, pauses, cleanup.
+"""REST for admins: queues and their depths, the overview, lists of tasks, dead letters, pauses,
+cleanup. Topic policies are in rest_topics.
 
 An admin sees and changes what is of the own tenant. An operator sees every tenant, or the one that
 the query parameter ``tenant`` names, and changes what is of that one, else of the own.
@@ -56,6 +57,9 @@ PAGE_TASKS_MAX = 1_000
 PAGE_TASKS_DEFAULT = 100
 #: payload in one page of a list
 PAGE_BYTES_MAX = 4 << 20
+#: queues in one overview
+OVERVIEW_QUEUES_MAX = 10_000
+OVERVIEW_QUEUES_DEFAULT = 1_000
 DEAD_IDS_MAX = 1_000
 DEAD_LIMIT_DEFAULT = 100
 CLEANUP_LIMIT_MAX = 10_000
@@ -80,16 +84,16 @@ Counting = Callable[[str, str, Sequence[str] | None, int, Callable[[int], None]]
 # --- what is asked for ---------------------------------------------------------------------------
 
 
-def _seen(request: Request, principal: Principal) -> str | None:
+def seen(request: Request, principal: Principal) -> str | None:
     """The tenant whose things are shown; None is every tenant."""
     if not principal.is_operator:
         return principal.tenant
     return request.parameter(b"tenant") or None
 
 
-def _changed(request: Request, principal: Principal) -> str:
+def changed(request: Request, principal: Principal) -> str:
     """The tenant whose things are changed: always one."""
-    return _seen(request, principal) or principal.tenant
+    return seen(request, principal) or principal.tenant
 
 
 def _command(text: str) -> str:
@@ -108,13 +112,13 @@ def _bad(what: str) -> Refused:
     return Refused(error_reply("validation-error", f"invalid {what}"))
 
 
-def _limit(text: str) -> int:
+def _limit(text: str, default: int = PAGE_TASKS_DEFAULT, most: int = PAGE_TASKS_MAX) -> int:
     """``limit`` of a list."""
     if not text:
-        return PAGE_TASKS_DEFAULT
-    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most))):
         raise _bad("limit")
-    if not 1 <= int(text) <= PAGE_TASKS_MAX:
+    if not 1 <= int(text) <= most:
         raise _bad("limit")
     return int(text)
 
@@ -134,7 +138,7 @@ def _cursor(text: str) -> int:
 async def queues(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /admin/queues"""
     answer, done = promise(edge.loop)
-    edge.shard.queues.all(_seen(request, principal), done)
+    edge.shard.queues.all(seen(request, principal), done)
     found: list[Depths] = await answer
     shown = [_stats(depths, principal) for depths in found]
     return Reply(200, encode(Queues(shown)))
@@ -143,7 +147,7 @@ async def queues(edge: Edge, request: Request, principal: Principal) -> Reply:
 async def queue_stats(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /admin/queues/{command}; for an operator who names no tenant that of all together."""
     command = _command(request.text())
-    tenant = _seen(request, principal)
+    tenant = seen(request, principal)
     answer, done = promise(edge.loop)
     if tenant is not None:
         edge.shard.queues.stats(tenant, command, done)
@@ -165,7 +169,7 @@ async def pause(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /admin/queues/{command}/pause"""
     command = await _queue_of_change(edge, request, principal)
     answer: asyncio.Future[None] = edge.loop.create_future()
-    edge.shard.queues.pause(_changed(request, principal), command, partial(settle, answer, None))
+    edge.shard.queues.pause(changed(request, principal), command, partial(settle, answer, None))
     await answer
     return Reply(200, encode(QueuePause(command, True)))
 
@@ -174,7 +178,7 @@ async def resume(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /admin/queues/{command}/resume"""
     command = await _queue_of_change(edge, request, principal)
     answer: asyncio.Future[None] = edge.loop.create_future()
-    edge.shard.queues.resume(_changed(request, principal), command, partial(settle, answer, None))
+    edge.shard.queues.resume(changed(request, principal), command, partial(settle, answer, None))
     await answer
     return Reply(200, encode(QueuePause(command, False)))
 
@@ -196,7 +200,7 @@ async def purge_waiting(edge: Edge, request: Request, principal: Principal) -> R
     edge.require_ready()
     answer, done = promise(edge.loop)
     edge.shard.queues.purge_waiting(
-        _changed(request, principal),
+        changed(request, principal),
         command,
         ready=state != "delayed",
         delayed=state != "ready",
@@ -205,13 +209,28 @@ async def purge_waiting(edge: Edge, request: Request, principal: Principal) -> R
     return Reply(200, encode(Purged(await answer)))
 
 
+async def overview(edge: Edge, request: Request, principal: Principal) -> Reply:
+    """GET /admin/overview"""
+    limit = _limit(request.parameter(b"limit"), OVERVIEW_QUEUES_DEFAULT, OVERVIEW_QUEUES_MAX)
+    edge.require_room(principal.tenant)
+    answer, done = promise(edge.loop)
+    tenant = seen(request, principal)
+    edge.overviews.make(tenant, limit, done, operator=principal.is_operator)
+    return Reply(200, encode(await answer))
+
+
 # --- dead letters --------------------------------------------------------------------------------
 
 
 async def dead(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /admin/queues/{command}/dead"""
     command = _command(request.text())
-    return await _page(edge, request, principal, command, 1 << DEAD)
+    page = await _page(edge, request, principal, command, 1 << DEAD)
+    tenant = seen(request, principal)
+    topic = None if tenant is None else edge.shard.policies.find(tenant, command)
+    if topic is not None:
+        page.dead_letter_topic_ref = topic.policy.dead_letter_topic_ref
+    return Reply(200, encode(page))
 
 
 async def requeue(edge: Edge, request: Request, principal: Principal) -> Reply:
@@ -239,7 +258,7 @@ async def _dead_letters(
         raise _bad("limit")
     edge.require_ready()
     answer, done = promise(edge.loop)
-    change(_changed(request, principal), command, body.ids, limit, done)
+    change(changed(request, principal), command, body.ids, limit, done)
     count: int = await answer
     return count
 
@@ -254,16 +273,17 @@ async def tasks(edge: Edge, request: Request, principal: Principal) -> Reply:
         raise _bad("status")
     named = request.parameter(b"command")
     command = _command(named) if named else None
-    return await _page(edge, request, principal, command, STATES.get(status, ALL_STATES))
+    page = await _page(edge, request, principal, command, STATES.get(status, ALL_STATES))
+    return Reply(200, encode(page))
 
 
 async def _page(
     edge: Edge, request: Request, principal: Principal, command: str | None, states: int
-) -> Reply:
+) -> TaskPage:
     """One page of tasks in creation order."""
     limit = _limit(request.parameter(b"limit"))
     begin = _cursor(request.parameter(b"cursor"))
-    tenant = _seen(request, principal)
+    tenant = seen(request, principal)
     wanted = Wanted(
         None if tenant is None else tenant.encode(),
         None if command is None else command.encode(),
@@ -279,7 +299,7 @@ async def _page(
     )
     views, after = await answer
     cursor = "" if after is None else f"{after:012x}"
-    return Reply(200, encode(TaskPage([task_of(view) for view in views], cursor)))
+    return TaskPage([task_of(view) for view in views], cursor)
 
 
 async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
@@ -293,5 +313,5 @@ async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
     edge.require_ready()
     edge.limits.admit(CLEANUP, principal)
     answer, done = promise(edge.loop)
-    edge.shard.cleanup.run(_changed(request, principal), before_ms, limit, done)
+    edge.shard.cleanup.run(changed(request, principal), before_ms, limit, done)
     return Reply(200, encode(Cleaned(await answer, rfc3339(before_ms), limit)))

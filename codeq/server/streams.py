@@ -226,7 +226,7 @@ class Session:
         self._wake_reader = wake_reader
         self._wake_writer = wake_writer
         self._principal: Principal | None = None
-        self._tenant = ""
+        self.tenant = ""
         self._events_max = streams.inflight_max
         self._bytes_max = streams.inflight_bytes
         self._message_bytes_max = streams.send_bytes
@@ -249,7 +249,7 @@ class Session:
         full = self._events >= self._events_max or self._bytes >= self._bytes_max
         may = not full and not self._keys_awaited and self._has_room()
         self._reader_waits = not may
-        self._in_flight.wake_next(self._tenant)  # there may be room for more than this stream
+        self._in_flight.wake_next(self.tenant)  # there may be room for more than this stream
         return may
 
     def receive(self, message: bytes) -> None:
@@ -290,7 +290,7 @@ class Session:
         if current.events:
             self._release(current.events, current.size)
         if current.assignment is not None:
-            self._in_flight.release(self._tenant, len(current.message))
+            self._in_flight.release(self.tenant, len(current.message))
             self._delivered(current.assignment, len(current.message))
 
     @property
@@ -308,7 +308,7 @@ class Session:
         self._stop_timer()
         self._drop_waiting()
         for wake in (self._wake_reader, self._wake_writer):
-            self._in_flight.forget(self._tenant, wake)
+            self._in_flight.forget(self.tenant, wake)
             wake()
 
     def fail(self) -> None:
@@ -326,9 +326,9 @@ class Session:
         current, self._current = self._current, None
         if current is not None and current.assignment is not None:
             current.assignment.delivery.give_back()
-            self._in_flight.release(self._tenant, len(current.message))
+            self._in_flight.release(self.tenant, len(current.message))
         if self._bytes:
-            self._in_flight.release(self._tenant, self._bytes)
+            self._in_flight.release(self.tenant, self._bytes)
         self._out.clear()
         self._edge.sessions.discard(self)
 
@@ -353,9 +353,9 @@ class Session:
             return
         self._stop_timer()
         self._principal = principal
-        self._in_flight.release(self._tenant, size)
-        self._tenant = principal.tenant
-        self._in_flight.take(self._tenant, size)
+        self._in_flight.release(self.tenant, size)
+        self.tenant = principal.tenant
+        self._in_flight.take(self.tenant, size)
         self._watch_expiry()
         self._reply(ack, size)
 
@@ -412,12 +412,12 @@ class Session:
         """One more event is in hand."""
         self._events += 1
         self._bytes += size
-        self._in_flight.take(self._tenant, size)
+        self._in_flight.take(self.tenant, size)
 
     def _release(self, events: int, size: int) -> None:
         self._events -= events
         self._bytes -= size
-        self._in_flight.release(self._tenant, size)
+        self._in_flight.release(self.tenant, size)
         if self._reader_waits:
             self._reader_waits = False
             self._wake_reader()
@@ -435,9 +435,9 @@ class Session:
         self._out.append(Outgoing(last, events, size))
 
     def _shared_room(self, *, spare: bool = False) -> bool:
-        if self._in_flight.room(self._tenant, spare=spare):
+        if self._in_flight.room(self.tenant, spare=spare):
             return True
-        self._in_flight.wait(self._tenant, self._wake_reader, spare=spare)
+        self._in_flight.wait(self.tenant, self._wake_reader, spare=spare)
         return False
 
     # --- what the two kinds do in their own way
@@ -501,7 +501,7 @@ class ProducerSession(Session):
         if isinstance(event, _wire.Creates):
             if len(event):
                 self._long += self._is_long(event)
-                self._shard.create(event, self._tenant, partial(self._created, event, size))
+                self._shard.create(event, self.tenant, partial(self._created, event, size))
             else:
                 self._release(1, size)
         elif kind == _wire.HELLO:
@@ -625,7 +625,7 @@ class WorkerSession(Session):
             return
         finishes.check(self._edge.config.limits.result_bytes, lenient_error=True)
         done = partial(self._ended, finishes, size)
-        self._shard.finish(finishes, self._tenant, self._named, self._subject, done)
+        self._shard.finish(finishes, self.tenant, self._named, self._subject, done)
 
     def _ended(self, finishes: _wire.Finishes, size: int) -> None:
         if not self._closed:
@@ -640,7 +640,7 @@ class WorkerSession(Session):
             self._reply(_wire.encode_nack_ack(task_id, number, applied_seconds, dead), size)
 
         delay = delay_seconds if delay_seconds > 0 else None
-        self._shard.nack(task_id, self._tenant, self._named, self._subject, delay, reason, done)
+        self._shard.nack(task_id, self.tenant, self._named, self._subject, delay, reason, done)
 
     def _heartbeat(self, event: tuple[str, int], size: int) -> None:
         task_id, extend_seconds = event
@@ -649,13 +649,13 @@ class WorkerSession(Session):
             self._reply(_wire.encode_heartbeat_ack(task_id, number), size)
 
         lease_ms = self._lease_ms(extend_seconds)
-        self._shard.heartbeat(task_id, self._tenant, self._named, self._subject, lease_ms, done)
+        self._shard.heartbeat(task_id, self.tenant, self._named, self._subject, lease_ms, done)
 
     def _abandon(self, task_id: str, size: int) -> None:
         def done(number: int) -> None:
             self._reply(_wire.encode_abandon_ack(task_id, number), size)
 
-        self._shard.abandon(task_id, self._tenant, self._named, self._subject, done)
+        self._shard.abandon(task_id, self.tenant, self._named, self._subject, done)
 
     def _lease_ms(self, seconds: int) -> int:
         config = self._edge.config
@@ -673,20 +673,20 @@ class WorkerSession(Session):
         if assignment is not None:
             message = assignment.encode()
             self._assigned_bytes += len(message)
-            self._in_flight.take(self._tenant, len(message))
+            self._in_flight.take(self.tenant, len(message))
             self._out.append(Outgoing(message, assignment=assignment))
         elif self._finished:
             self._acknowledge()
-        self._in_flight.wake_next(self._tenant)
+        self._in_flight.wake_next(self.tenant)
 
     def _next_assignment(self) -> Assignment | None:
         """None also while clients that do not read hold too many bytes."""
         if self._readys is None:
             return None
-        if self._in_flight.room(self._tenant, spare=True):
+        if self._in_flight.room(self.tenant, spare=True):
             return self._readys.take()
         if self._readys.claimed:
-            self._in_flight.wait(self._tenant, self._wake_writer, spare=True)
+            self._in_flight.wait(self.tenant, self._wake_writer, spare=True)
         return None
 
     def _acknowledge(self) -> None:

@@ -88,7 +88,8 @@ class Pending:
 class Webhooks:
     """Sends what is pending. Make it inside the loop; it begins with ``start``.
 
-    ``exhausted`` are the last deliveries given up, ``exhausted_count`` counts all since the start.
+    ``exhausted`` are the last deliveries given up, ``exhausted_count`` counts all since the start,
+    ``exhausted_by`` those of each tenant; ``held`` and ``held_by`` count what is in memory.
     """
 
     def __init__(
@@ -119,8 +120,10 @@ class Webhooks:
         self._numbers = itertools.count()
         self._timer: tuple[int, Any] | None = None
         self.held = 0
+        self.held_by: dict[str, int] = {}
         self.exhausted: deque[Exhausted] = deque(maxlen=EXHAUSTED_KEPT)
         self.exhausted_count = 0
+        self.exhausted_by: dict[str, int] = {}
 
     def start(self) -> None:
         """Takes up what is pending and what comes."""
@@ -196,7 +199,7 @@ class Webhooks:
 
     def _admit(self, host: Host, name: str, owed: Owed) -> None:
         host.count += 1
-        self.held += 1
+        self._hold(owed.tenant, 1)
         self._submit(Pending(owed, name))
 
     def _submit(self, pending: Pending) -> None:
@@ -206,11 +209,17 @@ class Webhooks:
         """A delivery is over: there is room for another."""
         host = self._hosts[pending.host]
         host.count -= 1
-        self.held -= 1
+        self._hold(pending.owed.tenant, -1)
         if host.more is not None and host.count <= self._host_max // 2:
             self._hungry[pending.host] = None
         self._forget(pending.host, host)
         self._wake.set()
+
+    def _hold(self, tenant: str, more: int) -> None:
+        self.held += more
+        self.held_by[tenant] = self.held_by.get(tenant, 0) + more
+        if not self.held_by[tenant]:
+            del self.held_by[tenant]
 
     def _forget(self, name: str, host: Host) -> None:
         if not host.count and host.more is None:
@@ -257,6 +266,7 @@ class Webhooks:
             rfc3339(self._shard.clock.now_ms()),
         )
         self.exhausted_count += 1
+        self.exhausted_by[entry.tenant_id] = self.exhausted_by.get(entry.tenant_id, 0) + 1
         self.exhausted.append(entry)
         log.warning(
             "the webhook of task %s at %s was given up after %d tries: %s",

@@ -37,7 +37,7 @@ LIMITS = (
     Mutant(
         "assignments-not-bounded",
         "codeq/server/streams.py",
-        "if self._in_flight.room(self._tenant, spare=True):",
+        "if self._in_flight.room(self.tenant, spare=True):",
         "if True:",
         "test_overload.py::test_T47_assignments_nobody_takes_are_bounded_and_stall_no_other_tenant",
     ),
@@ -51,7 +51,7 @@ LIMITS = (
     Mutant(
         "look-wakes-nobody",
         "codeq/server/streams.py",
-        "self._in_flight.wake_next(self._tenant)  # there may be room",
+        "self._in_flight.wake_next(self.tenant)  # there may be room",
         "pass  # there may be room",
         "test_sessions.py::test_T47_events_in_hand_are_bounded_over_all_streams_by_fair_shares",
     ),

@@ -8,6 +8,7 @@ from tests.mutants.limits import LIMITS
 from tests.mutants.mutant import Mutant
 from tests.mutants.operations import OPERATIONS
 from tests.mutants.shipped import SHIPPED
+from tests.mutants.topics import TOPICS
 from tests.mutants.traps import TRAPS
 
 POWER_LOSS = "test_crash.py::test_T17_power_loss_after_an_acknowledgement_loses_nothing"
@@ -302,6 +303,7 @@ MUTANTS = (
     *TRAPS,
     *OPERATIONS,
     *EDGES,
+    *TOPICS,
     *CALLBACKS,
     *LIMITS,
     *SHIPPED,
