@@ -42,6 +42,7 @@ HITS = {**dict.fromkeys(WRITE_POINTS, 12), **dict.fromkeys(REMOVAL_POINTS, 3), R
 COUNTED_ACKNOWLEDGEMENTS = 1000
 #: How much longer a sync takes: at a point, and where the kill is to meet one from outside
 SLOW_US, PLAIN_SLOW_US = (500, 2_000, 5_000, 10_000), (5_000, 20_000, 50_000)
+PAYLOAD_MEMORY_BYTES = (20_000, 500_000_000)
 CHECKED_NEWEST, CHECKED_OTHERS, REPEATED = 300, 100, 50
 FAULT_SECONDS, LOAD_SECONDS, JOIN_SECONDS, DRAIN_SECONDS = 6, 60, 30, 60
 POLL_SECONDS = 0.05
@@ -193,10 +194,11 @@ class Crash:
         self.ledger.new_life()
         self.shim.disarm()
         slow_us = self.random.choice(SLOW_US if fault or fresh else PLAIN_SLOW_US)
+        memory_bytes = self.random.choice(PAYLOAD_MEMORY_BYTES[: 1 if fresh else 2])
         settings = {
             **self.settings,
             **self.shim.environment(slow_us=slow_us),
-            "LIMITS_PAYLOAD_MEMORY_BYTES": self.random.choice(("50000", "500000000")),
+            "LIMITS_PAYLOAD_MEMORY_BYTES": str(memory_bytes),
             "CODEQ_FAULT": fault,
             REMOVAL_AFTER: str(self.shim.armed) if fault.startswith(REMOVAL_POINTS) else "",
             "CODEQ_FAULT_ARMED": str(self.shim.armed),
@@ -233,9 +235,12 @@ class Crash:
     # --- the end
 
     def drain(self) -> str:
-        """The last round: works everything off in order and compares everything."""
+        """The last round: works everything off in order and compares everything. Where what ended
+        goes after seconds it waits until what was there has gone, or was carried forward."""
         server = self.start(fresh=True)
         self.compare(server)
+        if self.keeping is not LONG:
+            self.ledger.wait_for(lambda: False, self.keeping.window + 1)
         idle = self.poll(lambda: counts(server)[0] == counts(server)[1])
         assert idle, f"ready and live tasks of the idle queue: {counts(server)}"
         worker = OrderedWorker(server, self.ledger, self.random.getrandbits(32), "ordered")

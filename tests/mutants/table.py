@@ -27,7 +27,6 @@ CRASHED = {
     "deliver-before-commit": True,
     "chunk-removed-too-early": False,
     "directory-written-too-early": False,
-    "straggler-left-behind": False,
     "key-not-checked-while-pending": False,
     "key-not-written": False,
     "lease-not-reloaded": False,
