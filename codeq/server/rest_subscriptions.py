@@ -8,6 +8,7 @@ from typing import cast
 
 import msgspec
 
+from codeq import errors
 from codeq.engine.subscriptions import Available, Mode, Subscription
 from codeq.model import (
     CLAIM_WAIT_SECONDS_MAX,
@@ -29,8 +30,8 @@ from codeq.server.request import (
     Request,
     decode,
     encode,
-    error_reply,
     promise,
+    refusal_reply,
     refuse,
 )
 
@@ -41,7 +42,7 @@ MODES = ("fanout", "group", "hash")
 
 _subscribe = msgspec.json.Decoder(SubscribeBody)
 _heartbeat = msgspec.json.Decoder(SubscriptionHeartbeatBody)
-_ABSENT = error_reply("not-found", "not-found")
+_ABSENT = refusal_reply(errors.NOT_FOUND)
 
 
 async def subscribe(edge: Edge, request: Request, principal: Principal) -> Reply:
@@ -50,7 +51,7 @@ async def subscribe(edge: Edge, request: Request, principal: Principal) -> Reply
     edge.require_ready()
     url = (body.callback_url or "").strip()
     if url and not edge.shard.target_valid(url):
-        raise refuse("validation-error", "invalid callback url")
+        raise refuse(errors.CALLBACK_INVALID)
     mode = _mode(body.delivery_mode)
     group = _group(body.group_id, mode)
     commands = _commands(body.event_types, principal)
@@ -68,7 +69,7 @@ async def subscribe(edge: Edge, request: Request, principal: Principal) -> Reply
     )
     made: Subscription | None = await answer
     if made is None:
-        raise refuse("unavailable", "too many subscriptions")
+        raise refuse(errors.SUBSCRIPTIONS_FULL)
     return Reply(200, encode(Subscribed(made.id, rfc3339(made.expires_ms))))
 
 
@@ -112,16 +113,16 @@ async def heartbeat(edge: Edge, request: Request, principal: Principal) -> Reply
 def _mode(text: str | None) -> Mode:
     mode = (text or "").strip() or "fanout"
     if mode not in MODES:
-        raise refuse("validation-error", "invalid deliveryMode")
+        raise refuse(errors.MODE_INVALID)
     return cast(Mode, mode)
 
 
 def _group(text: str | None, mode: Mode) -> str:
     group = (text or "").strip()
     if mode == "group" and not group:
-        raise refuse("validation-error", "groupId is required")
+        raise refuse(errors.GROUP_REQUIRED)
     if len(group.encode()) > GROUP_BYTES_MAX:
-        raise refuse("validation-error", "invalid groupId")
+        raise refuse(errors.GROUP_INVALID)
     return group
 
 
@@ -139,7 +140,7 @@ def _commands(named: list[str] | None, principal: Principal) -> tuple[str, ...] 
         not every and all(principal.may_claim(command.encode()) for command in commands)
     )
     if not commands or not allowed:
-        raise refuse("permission-denied", "event type not allowed")
+        raise refuse(errors.EVENT_TYPE_DENIED)
     return None if every else commands
 
 
