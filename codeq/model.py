@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
@@ -22,11 +22,20 @@ CLAIM_WAIT_SECONDS_MAX = 30
 RESULT_WAIT_SECONDS_MAX = 60
 CLEANUP_LIMIT_MAX = 10_000
 DEAD_IDS_MAX = 1_000
+DELIVERY_MODES = ("fanout", "group", "hash")
+
+
+#: What is trimmed from texts on every surface: Unicode's white space, without the four separators
+#: U+001C to U+001F that ``str.strip`` takes away too
+BLANKS = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 
 
 # --- what the schema of a member says beyond its type --------------------------------------------
 # Decoding does not look at it: what is out of bounds is refused by the handlers, with their texts.
-# A bound that is a text is the setting of that name.
+# A bound that is a text is the setting of that name; ``needs`` are members that a handler asks for.
 
 
 def _also(description: str = "", /, **schema: Any) -> Meta:
@@ -42,6 +51,7 @@ _CONTROL = r"\u0000-\u001f\u007f-\u009f"
 _BLANK = r"\t\n\u000b\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _INK = f"[^{_CONTROL}{_BLANK}]"
 COMMAND_PATTERN = f"^[{_BLANK}]*{_INK}(?:[^{_CONTROL}]{{0,254}}{_INK})?[{_BLANK}]*$"
+BASE64_PATTERN = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2,3})?=*$"
 _COMMAND = _also(
     "Trimmed; 1 to 256 bytes of UTF-8 without control characters; case-sensitive.",
     pattern=COMMAND_PATTERN,
@@ -417,11 +427,16 @@ class ResultAbsentBody(ErrorBody, kw_only=True):
 
 
 class CreateBody(Struct, rename="camel"):
-    """Body of POST /tasks and item of POST /tasks/batch."""
+    """Body of POST /tasks and item of POST /tasks/batch, where payload may be missing or null."""
 
+    needs: ClassVar = ("command", "payload")
     command: Annotated[str | None, _COMMAND] = None
     payload: Annotated[
-        Raw, _also("Any JSON value but null, at most limits.payloadBytes; its bytes are kept.")
+        Raw,
+        _also(
+            "Any JSON value but null, at most limits.payloadBytes; its bytes are kept.",
+            **{"not": {"type": "null"}},
+        ),
     ] = field(default_factory=Raw)
     priority: Annotated[int | None, _INT32] = None
     webhook: Annotated[
@@ -433,7 +448,9 @@ class CreateBody(Struct, rename="camel"):
     idempotency_key: Annotated[
         str | None, _also("At most 512 bytes; blank is none.", maxLength=512)
     ] = None
-    run_at: Annotated[str | None, _also("RFC 3339. Wins over delaySeconds.")] = None
+    run_at: Annotated[
+        str | None, _also("RFC 3339. Wins over delaySeconds.", format="date-time")
+    ] = None
     delay_seconds: Annotated[int | None, _also(minimum=0, maximum=INT32_MAX)] = None
 
 
@@ -446,7 +463,7 @@ class CreateBatchBody(Struct):
 class RawCreateBatchBody(Struct):
     """The same with items not looked at, to find out which of them are bad."""
 
-    tasks: Annotated[list[Raw] | None, _also(**CREATES)] = None
+    tasks: Annotated[list[Raw], _also(**CREATES)]
 
 
 class ClaimBody(Struct, rename="camel"):
@@ -497,15 +514,27 @@ class NackBody(LeaseBody, rename="camel"):
 class Artifact(Struct, rename="camel"):
     """One artifact of a result as sent."""
 
-    name: Annotated[str | None, _also("One plain file name of at most 255 bytes.")] = None
+    needs: ClassVar = ("name",)
+    name: Annotated[
+        str | None,
+        _also(
+            "One plain file name of at most 255 bytes.",
+            pattern=r"^[^/\\\u0000-\u001f]+$",
+            maxLength=255,
+            **{"not": {"enum": [".", ".."]}},
+        ),
+    ] = None
     url: Annotated[str | None, _also("A link to a file elsewhere.")] = None
-    content_base64: Annotated[str | None, _also("The file itself; kept with the task.")] = None
+    content_base64: Annotated[
+        str | None, _also("The file itself; kept with the task.", pattern=BASE64_PATTERN)
+    ] = None
     content_type: Annotated[str | None, _also(pattern="^[ -~]*$", maxLength=255)] = None
 
 
 class ResultBody(Struct, rename="camel"):
     """Body of POST /tasks/{id}/result and, with ``task_id``, item of POST /tasks/batch/results."""
 
+    needs: ClassVar = ("status",)
     task_id: Annotated[str | None, _also("Of an item of a batch; else that of the path.")] = None
     status: Annotated[str | None, _also(enum=["COMPLETED", "FAILED"])] = None
     result: Annotated[Raw, _ANY] = field(default_factory=Raw)
@@ -526,7 +555,7 @@ class SubscribeBody(Struct, rename="camel"):
     ] = None
     ttl_seconds: Annotated[int | None, _also("0 and less: 300. Cut to 86400.")] = None
     delivery_mode: Annotated[
-        str | None, _also("fanout, group or hash; trimmed. None or blank: fanout.")
+        str | None, _also("None or blank: fanout.", enum=[*DELIVERY_MODES, "", None])
     ] = None
     group_id: Annotated[str | None, _also("Trimmed, at most 256 bytes; needed for group.")] = None
     min_interval_seconds: Annotated[
@@ -552,8 +581,8 @@ class RawResultBatchBody(Struct, rename="camel"):
     """The same with items not looked at, to find out which of them are bad."""
 
     results: Annotated[
-        list[Raw] | None, _also(minItems=1, maxItems="limits.resultBatch", items=_ITEM_OF_RESULTS)
-    ] = None
+        list[Raw], _also(minItems=1, maxItems="limits.resultBatch", items=_ITEM_OF_RESULTS)
+    ]
     worker_id: WorkerId = None
 
 
@@ -569,6 +598,7 @@ class DeadBody(Struct):
 class PurgeBody(Struct):
     """Body of the purge of a queue."""
 
+    needs: ClassVar = ("state",)
     state: Annotated[str | None, _also(enum=["ready", "delayed", "all"])] = None
 
 
@@ -576,7 +606,7 @@ class CleanupBody(Struct):
     """Body of POST /admin/tasks/cleanup."""
 
     limit: Annotated[int | None, _also("0 and less: 1000. Cut to 10000.")] = None
-    before: Annotated[str | None, _also("RFC 3339. None: now.")] = None
+    before: Annotated[str | None, _also("RFC 3339. None: now.", format="date-time")] = None
 
 
 class TopicBody(Struct, rename="camel", forbid_unknown_fields=True):

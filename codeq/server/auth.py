@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from codeq import errors
 from codeq.errors import CodeqError, Refusal
+from codeq.model import BLANKS
 
 SCOPE_CLAIM = "codeq:claim"
 SCOPE_HEARTBEAT = "codeq:heartbeat"
@@ -94,7 +95,7 @@ class Principal:
         self.email = email
         self.expires_ms = expires_ms
         self.scopes = frozenset(scopes)
-        names = [name.strip() for name in event_types]
+        names = [name.strip(BLANKS) for name in event_types]
         self.has_event_types = any(names)
         self.any_command = WILDCARD in names
         self.event_types = tuple(
@@ -235,6 +236,8 @@ class Auth:
         return principal
 
     def _worker_principal(self, token: str) -> Principal:
+        if self._workers is None and self.has_workers:
+            return self.producer(token).as_worker()
         try:
             if self._workers is None:
                 raise refused(errors.WORKERS_OFF)

@@ -97,11 +97,20 @@ def _components(routes: Iterable[Route | Open]) -> dict[str, Any]:
     _, requests = msgspec.json.schema_components((*takes, *_NAMED_REQUESTS), ref_template=REF)
     for schema in replies.values():
         _close(schema)
-    for schema in requests.values():
-        for member in schema["properties"].values():
-            if member.get("default", 0) is None:  # null is absent; it is no value to fill in
-                del member["default"]
+    for name, schema in requests.items():
+        _ask(schema, getattr(getattr(model, name), "needs", ()))
     return replies | requests
+
+
+def _ask(schema: dict[str, Any], needs: tuple[str, ...]) -> None:
+    """Makes the schema of a request ask for what its handler asks for."""
+    schema["required"] = [*needs, *schema["required"]]
+    for name, member in schema["properties"].items():
+        if member.get("default", 0) is None:  # null is absent; it is no value to fill in
+            del member["default"]
+        if name in needs and "anyOf" in member:
+            kinds = [kind for kind in member.pop("anyOf") if kind["type"] != "null"]
+            member.update(kinds[0])
 
 
 def _close(schema: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from codeq.errors import (
     STATUS_INVALID,
 )
 from codeq.model import (
+    BLANKS,
     CLEANUP_LIMIT_MAX,
     DEAD_IDS_MAX,
     INT32_MAX,
@@ -104,7 +105,7 @@ def changed(request: Request, principal: Principal) -> str:
 
 def _command(text: str) -> str:
     """A command as queues are named by it."""
-    command = text.strip()
+    command = text.strip(BLANKS)
     if not command or len(command.encode()) > COMMAND_BYTES_MAX or any(map(_is_control, command)):
         raise refuse(COMMAND_INVALID)
     return command

@@ -13,6 +13,7 @@ from codeq.engine._wire import Finishes
 from codeq.engine.shard import ClaimRequest, Delivery
 from codeq.errors import OK, Refusal
 from codeq.model import (
+    BLANKS,
     CLAIM_WAIT_SECONDS_MAX,
     COMMANDS_MAX,
     INT32_MAX,
@@ -182,7 +183,7 @@ def _commands(
     """(commands, in the order given): those named, else all the token allows (None = every one)."""
     if not named:
         return (None if principal.any_command else principal.event_types), False
-    commands = tuple(dict.fromkeys(name.strip().encode() for name in named if name.strip()))
+    commands = tuple(dict.fromkeys(name.encode() for text in named if (name := text.strip(BLANKS))))
     if len(commands) > COMMANDS_MAX:
         raise Refused(INVALID_BODY)
     if not commands or not all(principal.may_claim(command) for command in commands):
@@ -328,7 +329,7 @@ def _result_items(body: bytes) -> tuple[list[ResultBody | None], str | None]:
         return list(batch.results or ()), batch.worker_id
     except Refused:
         raw = decode(_raw_result_batch, body)
-        return [_result_item(bytes(item)) for item in raw.results or ()], raw.worker_id
+        return [_result_item(bytes(item)) for item in raw.results], raw.worker_id
 
 
 def _result_item(raw: bytes) -> ResultBody | None:

@@ -11,8 +11,10 @@ import msgspec
 from codeq import errors
 from codeq.engine.subscriptions import Available, Mode, Subscription
 from codeq.model import (
+    BLANKS,
     CLAIM_WAIT_SECONDS_MAX,
     COMMANDS_MAX,
+    DELIVERY_MODES,
     INT32_MAX,
     AvailableQueue,
     SubscribeBody,
@@ -38,7 +40,6 @@ from codeq.server.request import (
 TTL_SECONDS = 300
 TTL_SECONDS_MAX = 86_400
 GROUP_BYTES_MAX = 256
-MODES = ("fanout", "group", "hash")
 
 _subscribe = msgspec.json.Decoder(SubscribeBody)
 _heartbeat = msgspec.json.Decoder(SubscriptionHeartbeatBody)
@@ -112,7 +113,7 @@ async def heartbeat(edge: Edge, request: Request, principal: Principal) -> Reply
 
 def _mode(text: str | None) -> Mode:
     mode = (text or "").strip() or "fanout"
-    if mode not in MODES:
+    if mode not in DELIVERY_MODES:
         raise refuse(errors.MODE_INVALID)
     return cast(Mode, mode)
 
@@ -132,7 +133,7 @@ def _commands(named: list[str] | None, principal: Principal) -> tuple[str, ...] 
         if principal.any_command:
             return None
         return tuple(command.decode() for command in principal.event_types)
-    commands = tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
+    commands = tuple(dict.fromkeys(name for text in named if (name := text.strip(BLANKS))))
     if len(commands) > COMMANDS_MAX:
         raise Refused(INVALID_BODY)
     every = WILDCARD in commands

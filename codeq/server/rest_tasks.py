@@ -132,7 +132,7 @@ def _batch_items(body: bytes, *, bare: bool) -> list[CreateBody | None]:
         items = decode(_create_list, body) if bare else decode(_create_batch, body).tasks
         return [*(items or ())]
     except Refused:
-        raws = decode(_raw_list, body) if bare else decode(_raw_batch, body).tasks or []
+        raws = decode(_raw_list, body) if bare else decode(_raw_batch, body).tasks
         return [_batch_item(bytes(raw)) for raw in raws]
 
 

@@ -125,12 +125,6 @@ OPERATOR = Access("operator", Auth.operator, (*_PRODUCER, no.OPERATOR_ONLY))
 # --- parts of rows -------------------------------------------------------------------------------
 
 
-def _needs(kind: Any, *names: str) -> Any:
-    """The type, with members that must be there and be something."""
-    given = {name: {"not": {"type": "null"}} for name in names}
-    return Annotated[kind, Meta(extra_json_schema={"required": [*names], "properties": given})]
-
-
 _CREATED_LIST = Annotated[list[Any], Meta(extra_json_schema=model.CREATED_ITEMS)]
 _CREATE_LIST = Annotated[list[Any], Meta(extra_json_schema=model.CREATES)]
 _CREATE_REFUSALS = (
@@ -151,7 +145,9 @@ _TENANT_CHANGED = _TENANT._replace(
 )
 _PAGE = (
     Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
-    Parameter("cursor", {"type": "string", "pattern": "^[0-9a-f]{12}$"}, "nextCursor of a page."),
+    Parameter(
+        "cursor", {"type": "string", "pattern": "^(?:[0-9a-f]{12})?$"}, "nextCursor of a page."
+    ),
     _TENANT,
 )
 _PAGE_REFUSALS = (no.LIMIT_INVALID, no.CURSOR_INVALID)
@@ -199,7 +195,7 @@ _PRODUCERS = (
         PRODUCER,
         rest_tasks.create,
         (Answer(201, "The task, or the one its key made before.", model.Task, samples.TASK),),
-        takes=_needs(model.CreateBody, "command", "payload"),
+        takes=model.CreateBody,
         sample=samples.CREATE,
         refusals=(
             *(*_CREATE_REFUSALS, no.KEY_CONFLICT, no.PAYLOAD_TOO_LARGE, no.RATE_LIMITED),
@@ -221,7 +217,7 @@ _PRODUCERS = (
                 samples.CREATED_ITEMS,
             ),
         ),
-        takes=_CREATE_LIST | _needs(model.RawCreateBatchBody, "tasks"),
+        takes=_CREATE_LIST | model.RawCreateBatchBody,
         sample={"tasks": [samples.CREATE, samples.CREATE]},
         refusals=(no.BATCH_TOO_LARGE, no.RATE_LIMITED, *_BUSY),
         parameters=_TRACE,
@@ -325,7 +321,7 @@ _LEASES = (
         RESULT,
         rest_leases.result,
         (Answer(200, "The result as it is kept.", model.ResultRecord, samples.RECORD),),
-        takes=_needs(model.ResultBody, "status"),
+        takes=model.ResultBody,
         sample=samples.RESULT,
         refusals=(
             *(no.STATUS_INVALID, no.ERROR_REQUIRED, no.RESULT_JSON_INVALID, no.ARTIFACT_INVALID),
@@ -347,7 +343,7 @@ _LEASES = (
                 samples.RESULT_ITEMS,
             ),
         ),
-        takes=_needs(model.RawResultBatchBody, "results"),
+        takes=model.RawResultBatchBody,
         sample={"results": [{"taskId": samples.ID, **samples.RESULT}], "workerId": "worker-1"},
         refusals=(no.BATCH_TOO_LARGE, no.WORKER_ID_INVALID, no.UNAVAILABLE),
     ),
@@ -460,7 +456,7 @@ _QUEUES = (
         ADMIN,
         rest_admin.purge_waiting,
         (Answer(200, "How many.", model.Purged, model.Purged(3)),),
-        takes=_needs(model.PurgeBody, "state"),
+        takes=model.PurgeBody,
         sample={"state": "all"},
         refusals=(no.COMMAND_INVALID, no.STATE_INVALID, no.UNAVAILABLE),
         parameters=(_TENANT_CHANGED,),
@@ -496,7 +492,7 @@ _ADMIN = (
         refusals=(no.STATUS_INVALID, no.COMMAND_INVALID, *_PAGE_REFUSALS),
         parameters=(
             Parameter("status", {"type": "string", "enum": [*rest_admin.STATES]}),
-            Parameter("command", {"type": "string", "pattern": model.COMMAND_PATTERN}),
+            Parameter("command", {"type": "string", "pattern": f"^$|{model.COMMAND_PATTERN}"}),
             *_PAGE,
         ),
         body_read=False,
@@ -521,7 +517,7 @@ _ADMIN = (
         OPERATOR,
         rest_operator.backup,
         (Answer(201, "Where it is.", model.BackupMade, samples.BACKUP),),
-        takes=_needs(model.BackupBody, "name"),
+        takes=model.BackupBody,
         sample={"name": "monday"},
         refusals=(no.BACKUP_NAME_INVALID, no.BACKUP_EXISTS, no.UNAVAILABLE),
     ),
