@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator
 
 from codeq.config import load
 from codeq.server import openapi
-from codeq.server.routes import ADMIN, JSON, OPEN, OPERATOR, TABLE, Route
+from codeq.server.routes import ADMIN, JSON, OPEN, OPERATOR, TABLE, Route, refusals_of
 
+from . import rest_table
 from .conftest import Server
 from .described import (
     COMMAND,
@@ -223,3 +224,29 @@ def of_another(route: Route, task_id: str, queue: str) -> Any:
     if "commands" in body:
         body["commands"] = [queue]
     return body
+
+
+def test_the_tables_in_the_docs_are_those_of_the_routes() -> None:
+    text = rest_table.DOCUMENT.read_text()
+    assert rest_table.with_tables(text) == text, "run python -m tests.rest_table"
+    for route in (*TABLE, *OPEN):
+        for row in refusals_of(route):
+            assert f"`{row.message.format('N')}`" in text
+
+
+def test_T43_only_white_space_is_trimmed_from_the_name_of_a_queue(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as here:
+            await here.created()
+            route = ROUTES["GET /admin/queues/{command}"]
+            trimmed = await here.send(route, command="%0B%E3%80%80send%C2%85")
+            assert trimmed.json()["ready"] == 1
+            for separator in ("%1C", "%1D", "%1E", "%1F"):
+                refused = await here.send(route, command=f"{separator}send")
+                assert refused.status_code == 400
+                DOCUMENT.check(route, refused)
+            claim = {"commands": ["\x1csend"]}
+            nothing = await here.send(ROUTES["POST /tasks/claim"], claim)
+            assert nothing.status_code == 204
+
+    asyncio.run(run())

@@ -122,6 +122,9 @@ ANY = Access(
 ADMIN = Access("admin", Auth.admin, (*_PRODUCER, no.ADMIN_ONLY))
 OPERATOR = Access("operator", Auth.operator, (*_PRODUCER, no.OPERATOR_ONLY))
 
+#: One of each class; those of workers differ in their scope only
+ACCESSES = (PRODUCER, CLAIM, ANY, ADMIN, OPERATOR)
+
 # --- parts of rows -------------------------------------------------------------------------------
 
 
