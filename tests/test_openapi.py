@@ -19,6 +19,7 @@ from codeq.server.routes import ADMIN, JSON, OPEN, OPERATOR, TABLE, Route, refus
 from . import rest_table
 from .conftest import Server
 from .described import (
+    APART,
     COMMAND,
     OTHER,
     ROUTES,
@@ -52,6 +53,11 @@ def test_T54_each_listed_status_is_answered_and_each_reply_is_as_described(
                     one_shape(response)
 
     asyncio.run(run())
+
+
+def test_T54_what_a_route_is_known_to_answer_is_listed() -> None:
+    for (what, status), _ in APART.items():
+        assert status in DOCUMENT.statuses(ROUTES[what]), f"{what}: list {status}"
 
 
 def test_open_routes_answer_what_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

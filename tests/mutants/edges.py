@@ -297,4 +297,56 @@ EDGES = (
         "self._try(url, body, {})",
         "test_tracing.py::test_T67_webhooks_and_notifications_are_on_the_trace",
     ),
+    # --- the description of the API
+    Mutant(
+        "replies-may-hold-more",
+        "codeq/server/openapi.py",
+        'schema["additionalProperties"] = False',
+        'schema["additionalProperties"] = True',
+        "test_openapi.py::"
+        "test_T54_each_listed_status_is_answered_and_each_reply_is_as_described",
+    ),
+    Mutant(
+        "error-not-repeated",
+        "codeq/server/request.py",
+        "encode(kind(slug, message, message, **more))",
+        'encode(kind(slug, message, "", **more))',
+        "test_openapi.py::"
+        "test_T54_each_listed_status_is_answered_and_each_reply_is_as_described",
+    ),
+    Mutant(
+        "a-status-not-listed",
+        "codeq/server/routes.py",
+        "refusals=(no.TASK_ABSENT, no.NOT_PENDING, no.UNAVAILABLE),",
+        "refusals=(no.TASK_ABSENT, no.UNAVAILABLE),",
+        "test_openapi.py::test_T54_what_a_route_is_known_to_answer_is_listed",
+    ),
+    Mutant(
+        "every-producer-an-admin",
+        "codeq/server/routes.py",
+        'ADMIN = Access("admin", Auth.admin,',
+        'ADMIN = Access("admin", Auth.producer,',
+        "test_openapi.py::test_T34_no_header_makes_an_admin_on_any_route",
+    ),
+    Mutant(
+        "subscription-of-any-tenant",
+        "codeq/engine/subscriptions.py",
+        "return one.tenant == tenant and one.expires_ms > now_ms",
+        "return one.expires_ms > now_ms",
+        "test_openapi.py::test_T32_T33_another_tenant_reaches_nothing_on_any_route",
+    ),
+    Mutant(
+        "separators-are-blanks",
+        "codeq/model.py",
+        '    "\\t\\n\\v\\f\\r \\x85',
+        '    "\\x1c\\t\\n\\v\\f\\r \\x85',
+        "test_openapi.py::test_T43_only_white_space_is_trimmed_from_the_name_of_a_queue",
+    ),
+    Mutant(
+        "the-page-runs-any-script",
+        "codeq/server/pages.py",
+        "script-src 'self'",
+        "script-src 'unsafe-inline'",
+        "test_openapi.py::test_the_server_serves_its_description_and_a_page",
+    ),
 )
