@@ -303,16 +303,14 @@ EDGES = (
         "codeq/server/openapi.py",
         'schema["additionalProperties"] = False',
         'schema["additionalProperties"] = True',
-        "test_openapi.py::"
-        "test_T54_each_listed_status_is_answered_and_each_reply_is_as_described",
+        "test_openapi.py::test_T54_each_listed_status_is_answered_and_each_reply_is_as_described",
     ),
     Mutant(
         "error-not-repeated",
         "codeq/server/request.py",
         "encode(kind(slug, message, message, **more))",
         'encode(kind(slug, message, "", **more))',
-        "test_openapi.py::"
-        "test_T54_each_listed_status_is_answered_and_each_reply_is_as_described",
+        "test_openapi.py::test_T54_each_listed_status_is_answered_and_each_reply_is_as_described",
     ),
     Mutant(
         "a-status-not-listed",
@@ -329,7 +327,7 @@ EDGES = (
         "test_openapi.py::test_T34_no_header_makes_an_admin_on_any_route",
     ),
     Mutant(
-        "subscription-of-any-tenant",
+        "subscription-kept-by-any-tenant",
         "codeq/engine/subscriptions.py",
         "return one.tenant == tenant and one.expires_ms > now_ms",
         "return one.expires_ms > now_ms",
