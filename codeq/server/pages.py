@@ -48,7 +48,8 @@ def _routes() -> str:
     """The list of routes for a browser without scripts; the script fills in the rest."""
     every: tuple[Route | Open, ...] = (*TABLE, *OPEN)
     return "\n".join(
-        f'<details data-path="{escape(route.path)}" data-method="{method.lower()}">'
+        f'<details id="{method.lower()}{escape(route.path)}" data-path="{escape(route.path)}"'
+        f' data-method="{method.lower()}">'
         f'<summary><b class="{method.lower()}">{method}</b> <code>{escape(route.path)}</code>'
         f" <span>{escape(route.summary)}</span></summary>"
         f"<p>Token: {escape(openapi.token_of(route))}.</p></details>"

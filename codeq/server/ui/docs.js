@@ -25,13 +25,14 @@ function typed(schema) {
 /** The bounds of a schema in few words. */
 function bounds(schema) {
   const said = [];
-  if (schema.enum) said.push(schema.enum.join(", "));
+  if (schema.enum) said.push(schema.enum.map((one) => one || JSON.stringify(one)).join(", "));
   if ("const" in schema) said.push(String(schema.const));
   if ("minimum" in schema) said.push(`at least ${schema.minimum}`);
   if ("maximum" in schema) said.push(`at most ${schema.maximum}`);
   if ("maxItems" in schema) said.push(`at most ${schema.maxItems} items`);
   if ("maxLength" in schema) said.push(`at most ${schema.maxLength} characters`);
-  return said.join("; ");
+  const text = said.join("; ");
+  return text && `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
 function row(name, schema, more, needed) {
@@ -86,6 +87,7 @@ function fill(api) {
       const operation = api.paths[place.dataset.path][place.dataset.method];
       place.append(...parameters(operation), ...body(api, operation), ...answers(api, operation));
     }, { once: true });
+    if (decodeURIComponent(location.hash) === `#${place.id}`) place.open = true;
   }
 }
 
