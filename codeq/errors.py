@@ -96,7 +96,7 @@ PRODUCERS_OFF = _edge("unavailable", "producer validator not configured")
 WORKERS_OFF = _edge("unavailable", "worker validator not configured")
 KEYS_UNAVAILABLE = _edge("unavailable", "token keys cannot be fetched")
 
-# --- requests over REST; {} stands for a number of the settings
+# --- requests over REST; {} stands for a number or a name
 PATH_UNKNOWN = _edge("not-found", "not found")
 HEADERS_TOO_LARGE = _edge("validation-error", "request headers too large", 431)
 BODY_TOO_LARGE = _edge("payload-too-large", "request body too large")
@@ -118,6 +118,11 @@ CALLBACK_INVALID = _edge("validation-error", "invalid callback url")
 MODE_INVALID = _edge("validation-error", "invalid deliveryMode")
 GROUP_REQUIRED = _edge("validation-error", "groupId is required")
 GROUP_INVALID = _edge("validation-error", "invalid groupId")
+TOPIC_BODY_INVALID = _edge("validation-error", "invalid request body: {}")
+TOPIC_INVALID = _edge("unprocessable", "invalid {}: {}")
+TOPIC_ABSENT = _edge("not-found", 'queue topic "{}" not found')
+TOPICS_UNAVAILABLE = _edge("unavailable", "queue topic administration unavailable: {}")
+DELETION_POLICY_REQUIRED = _edge("validation-error", "deletionPolicy=Delete is required")
 SUBSCRIPTIONS_FULL = _edge("unavailable", "too many subscriptions")
 
 #: number -> row, for every refusal an item of a batch can have

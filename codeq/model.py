@@ -22,6 +22,8 @@ CLAIM_WAIT_SECONDS_MAX = 30
 RESULT_WAIT_SECONDS_MAX = 60
 CLEANUP_LIMIT_MAX = 10_000
 DEAD_IDS_MAX = 1_000
+TOPIC_TIERS_MAX, TOPIC_TIER_MAX, TOPIC_ATTEMPTS_MAX = 10, 10, 100
+TOPIC_CONSUMERS_MAX, TOPIC_NAME_CHARS_MAX = 10_000, 63
 DELIVERY_MODES = ("fanout", "group", "hash")
 
 
@@ -51,6 +53,7 @@ _CONTROL = r"\u0000-\u001f\u007f-\u009f"
 _BLANK = r"\t\n\u000b\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _INK = f"[^{_CONTROL}{_BLANK}]"
 COMMAND_PATTERN = f"^[{_BLANK}]*{_INK}(?:[^{_CONTROL}]{{0,254}}{_INK})?[{_BLANK}]*$"
+TOPIC_NAME_PATTERN = "^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 BASE64_PATTERN = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2,3})?=*$"
 _COMMAND = _also(
     "Trimmed; 1 to 256 bytes of UTF-8 without control characters; case-sensitive.",
@@ -59,6 +62,14 @@ _COMMAND = _also(
 _INT32 = _also(minimum=INT32_MIN, maximum=INT32_MAX)
 _COUNT = _also(minimum=0)
 _ANY = _also("Any JSON value; its bytes are kept.")
+
+_TIERS = {
+    "minItems": 1,
+    "maxItems": TOPIC_TIERS_MAX,
+    "uniqueItems": True,
+    "items": {"type": "integer", "minimum": 0, "maximum": TOPIC_TIER_MAX},
+}
+_TOPIC_ATTEMPTS = _also(minimum=1, maximum=TOPIC_ATTEMPTS_MAX)
 
 Time = Annotated[str, _also("RFC 3339, in UTC.", format="date-time")]
 Status = Annotated[str, _also(enum=["PENDING", "IN_PROGRESS", "COMPLETED", "FAILED"])]
@@ -163,11 +174,11 @@ class TaskPage(Struct, rename="camel", omit_defaults=True):
 class TopicPolicy(Struct, rename="camel", omit_defaults=True):
     """The rules of a topic; a retention and number of consumers of 0 are left out."""
 
-    priority_tiers: tuple[int, ...]
-    max_attempts: int
+    priority_tiers: Annotated[tuple[int, ...], _also(**_TIERS)]
+    max_attempts: Annotated[int, _TOPIC_ATTEMPTS]
     dead_letter_topic_ref: str
-    retention_seconds: int = 0
-    max_consumers: int = 0
+    retention_seconds: Annotated[int, _also(minimum=1)] = 0
+    max_consumers: Annotated[int, _also(minimum=1)] = 0
 
 
 class TopicShown(Struct, rename="camel"):
@@ -177,9 +188,9 @@ class TopicShown(Struct, rename="camel"):
     tenant_id: str
     topic_name: str
     policy: TopicPolicy
-    version: int
-    created_at: str
-    updated_at: str
+    version: Annotated[int, _also(minimum=1)]
+    created_at: Time
+    updated_at: Time
 
 
 class OverviewQueue(Struct, rename="camel", omit_defaults=True):
@@ -417,6 +428,12 @@ class RateLimitedBody(ErrorBody, rename="camel", kw_only=True):
     retry_after_seconds: Annotated[int, _also(minimum=1)]
 
 
+class UnprocessableBody(ErrorBody, kw_only=True):
+    """422 of a topic, with the member or part of the path that is wrong."""
+
+    field: str
+
+
 class ResultAbsentBody(ErrorBody, kw_only=True):
     """404 of a task that has not ended, with its status."""
 
@@ -612,11 +629,18 @@ class CleanupBody(Struct):
 class TopicBody(Struct, rename="camel", forbid_unknown_fields=True):
     """Body of PUT /admin/topics/{topicName}."""
 
-    priority_tiers: list[int] | None = None
-    max_attempts: int | None = None
-    dead_letter_topic_ref: str | None = None
-    retention_seconds: int | None = None
-    max_consumers: int | None = None
+    needs: ClassVar = ("priorityTiers", "maxAttempts", "deadLetterTopicRef")
+    priority_tiers: Annotated[list[int] | None, _also(**_TIERS)] = None
+    max_attempts: Annotated[int | None, _TOPIC_ATTEMPTS] = None
+    dead_letter_topic_ref: Annotated[
+        str | None, _also("Another topic.", pattern=TOPIC_NAME_PATTERN)
+    ] = None
+    retention_seconds: Annotated[
+        int | None, _also("0: as the server has it.", minimum=0, maximum=INT32_MAX)
+    ] = None
+    max_consumers: Annotated[
+        int | None, _also("0: no limit.", minimum=0, maximum=TOPIC_CONSUMERS_MAX)
+    ] = None
 
 
 class BackupBody(Struct):

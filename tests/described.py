@@ -28,6 +28,8 @@ TENANT, OTHER = "tenant-a", "tenant-b"
 COMMAND = "send"
 #: The file of the task that ``World.ended`` ends
 FILE = "report.txt"
+#: The variable parts of a path, unless others are wanted
+NAMES = {"id": ABSENT_ID, "command": COMMAND, "name": FILE, "topicName": COMMAND}
 #: Statuses that the slug alone does not give
 OF_THE_TRANSPORT = (408, 431)
 
@@ -135,7 +137,7 @@ class World:
         **variables: str,
     ) -> httpx.Response:
         """One request; without a body the sample of the route, bytes as they are."""
-        given = {"id": ABSENT_ID, "command": COMMAND, "name": FILE, **variables}
+        given = {**NAMES, **variables}
         if body is None:
             body = unhurried(route.sample)
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -187,7 +189,7 @@ class World:
 
     async def stalled(self, route: Route) -> httpx.Response:
         """The answer to a request whose body does not come."""
-        path = route.path.format(id=ABSENT_ID, command=COMMAND, name=FILE)
+        path = route.path.format(**NAMES)
         scope = {
             "type": "http",
             "method": route.method,
@@ -266,6 +268,7 @@ ALIKE: dict[int, Had] = {
     403: lambda world, route: world.send(route, token="NO TENANT/all".replace(" ", "-")),
     404: lambda world, route: world.send(route),
     408: lambda world, route: world.stalled(route),
+    422: lambda world, route: world.send(route, topicName="-"),
     413: lambda world, route: world.send(route, headers={"content-length": "99999999"}),
     429: until_limited,
     431: lambda world, route: world.send(route, headers={"x-long": "x" * (33 << 10)}),
@@ -319,6 +322,25 @@ async def twice(world: World, route: Route) -> httpx.Response:
     return await world.send(route)
 
 
+async def topic_read(world: World, route: Route) -> httpx.Response:
+    await world.ask("PUT /admin/topics/{topicName}")
+    return await world.send(route)
+
+
+async def topic_gone(world: World, route: Route, **variables: str) -> httpx.Response:
+    return await world.send(route, query="?deletionPolicy=Delete", **variables)
+
+
+async def with_result(world: World, route: Route) -> httpx.Response:
+    body = {
+        "status": "COMPLETED",
+        "workerId": "worker-1",
+        "result": {"sent": True},
+        "artifacts": [{"name": FILE, "contentBase64": "aGVsbG8"}],
+    }
+    return await world.send(route, body, id=await world.leased())
+
+
 #: The others, by route and status
 APART: dict[tuple[str, int], Had] = {
     ("POST /tasks", 409): key_conflict,
@@ -334,7 +356,7 @@ APART: dict[tuple[str, int], Had] = {
         (f"POST /tasks/{{id}}/{call}", 409): of_created
         for call in ("heartbeat", "abandon", "nack", "result")
     },
-    ("POST /tasks/{id}/result", 200): lambda world, route: with_result(world, route),
+    ("POST /tasks/{id}/result", 200): with_result,
     ("POST /tasks/batch/results", 200): some_results,
     ("POST /workers/subscriptions/{id}/heartbeat", 200): work_told,
     ("GET /tasks/{id}", 200): of_leased,
@@ -347,17 +369,14 @@ APART: dict[tuple[str, int], Had] = {
         for what in ("GET /admin/queues/{command}/dead", "GET /admin/queues/{command}")
     },
     ("POST /admin/backup", 409): twice,
+    ("PUT /admin/topics/{topicName}", 200): twice,
+    ("GET /admin/topics/{topicName}", 200): topic_read,
+    ("DELETE /admin/topics/{topicName}", 204): topic_gone,
+    ("DELETE /admin/topics/{topicName}", 400): lambda world, route: world.send(route),
+    ("DELETE /admin/topics/{topicName}", 422): lambda world, route: topic_gone(
+        world, route, topicName="-"
+    ),
 }
-
-
-async def with_result(world: World, route: Route) -> httpx.Response:
-    body = {
-        "status": "COMPLETED",
-        "workerId": "worker-1",
-        "result": {"sent": True},
-        "artifacts": [{"name": FILE, "contentBase64": "aGVsbG8"}],
-    }
-    return await world.send(route, body, id=await world.leased())
 
 
 def had(route: Route, status: int) -> Had:

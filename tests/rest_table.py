@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from codeq.errors import Refusal
-from codeq.server.openapi import method_of, token_of
+from codeq.server.openapi import method_of, text_of, token_of
 from codeq.server.routes import ACCESSES, OPEN, PREFIX, TABLE, Open, Route, refusals_of
 
 from .conftest import ROOT
@@ -24,7 +24,7 @@ def said(rows: Iterable[Refusal]) -> str:
     by_status: dict[int, list[str]] = {}
     for row in sorted(rows, key=lambda row: row.http):
         texts = by_status.setdefault(row.http, [])
-        text = f"`{row.message.format('N')}`"
+        text = f"`{text_of(row)}`"
         if text not in texts:
             texts.append(text)
     return "<br>".join(f"{status}: {', '.join(texts)}" for status, texts in by_status.items())

@@ -13,7 +13,7 @@ import msgspec
 
 from codeq import __version__, model
 from codeq.config import Config
-from codeq.errors import RATE_LIMITED, RESULT_ABSENT, Refusal
+from codeq.errors import RATE_LIMITED, RESULT_ABSENT, TOPIC_INVALID, Refusal
 from codeq.server.routes import JSON, OPEN, TABLE, Answer, Open, Parameter, Route, refusals_of
 
 REF = "#/components/schemas/{name}"
@@ -55,6 +55,7 @@ _PATHS = {
     "command": {"type": "string", "pattern": model.COMMAND_PATTERN},
     "id": {"type": "string", "minLength": 1},
     "name": {"type": "string", "minLength": 1},
+    "topicName": {"type": "string", "pattern": model.TOPIC_NAME_PATTERN},
 }
 
 
@@ -86,12 +87,20 @@ def token_of(route: Route | Open) -> str:
     return f"{access.name}, {access.scope}" if access.scope else access.name
 
 
+def text_of(row: Refusal) -> str:
+    """The text of a refusal, with N for what differs."""
+    return row.message.replace("{}", "N")
+
+
 # --- schemas -------------------------------------------------------------------------------------
 
 
 def _components(routes: Iterable[Route | Open]) -> dict[str, Any]:
     answers = [answer.type for route in routes for answer in route.answers if answer.type]
-    errors = [model.ErrorBody, model.RateLimitedBody, model.ResultAbsentBody]
+    errors = [
+        *(model.ErrorBody, model.RateLimitedBody, model.ResultAbsentBody),
+        model.UnprocessableBody,
+    ]
     _, replies = msgspec.json.schema_components((*answers, *errors, *_NAMED), ref_template=REF)
     takes = [route.takes for route in TABLE if route.takes is not None]
     _, requests = msgspec.json.schema_components((*takes, *_NAMED_REQUESTS), ref_template=REF)
@@ -184,6 +193,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return {
         "name": parameter.name,
         "in": parameter.place,
+        "required": parameter.needed,
         "description": parameter.description,
         "schema": parameter.schema,
     }
@@ -220,7 +230,7 @@ def _content(answer: Answer) -> dict[str, Any]:
 def _error(rows: list[Refusal]) -> dict[str, Any]:
     """One status with all that it can say."""
     schemas = [_error_schema(kind, some) for kind, some in _kinds(rows)]
-    texts = [row.message.format("N") for row in rows]
+    texts = [text_of(row) for row in rows]
     content = {
         "schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas},
         "examples": {
@@ -241,6 +251,7 @@ def _kinds(rows: list[Refusal]) -> Iterator[tuple[type[model.ErrorBody], list[Re
     special: dict[Refusal, type[model.ErrorBody]] = {
         RATE_LIMITED: model.RateLimitedBody,
         RESULT_ABSENT: model.ResultAbsentBody,
+        TOPIC_INVALID: model.UnprocessableBody,
     }
     if plain := [row for row in rows if row not in special]:
         yield model.ErrorBody, plain
@@ -267,6 +278,8 @@ def _example(row: Refusal, text: str) -> dict[str, Any]:
     body: dict[str, Any] = {"code": row.slug, "message": text, "error": text}
     if row is RATE_LIMITED:
         body |= {"scope": "producer", "operation": "create_task", "retryAfterSeconds": 1}
+    if row is TOPIC_INVALID:
+        body["field"] = "maxAttempts"
     if row is RESULT_ABSENT:
         body["status"] = "PENDING"
     return body

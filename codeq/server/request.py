@@ -109,9 +109,9 @@ def refusal_reply(row: Refusal) -> Reply:
     return error_reply(row.slug, row.message, row.http)
 
 
-def refuse(row: Refusal, *numbers: int) -> CodeqError:
-    """The exception that ends a request with this refusal."""
-    return CodeqError(row.slug, row.message.format(*numbers) if numbers else row.message)
+def refuse(row: Refusal, *said: object) -> CodeqError:
+    """The exception that ends a request with this refusal; ``said`` stands in its text for {}."""
+    return CodeqError(row.slug, row.message.format(*said) if said else row.message)
 
 
 def _final(row: Refusal) -> Reply:

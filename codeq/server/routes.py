@@ -20,6 +20,7 @@ from codeq.server import (
     rest_operator,
     rest_subscriptions,
     rest_tasks,
+    rest_topics,
     samples,
 )
 from codeq.server.auth import Auth, Principal
@@ -49,6 +50,7 @@ class Parameter(NamedTuple):
     schema: dict[str, Any]
     description: str = ""
     place: str = "query"
+    needed: bool = False
 
 
 class Answer(NamedTuple):
@@ -82,6 +84,7 @@ class Route(Struct, frozen=True, eq=False):
     #: Whether the body may be left out, and whether one is read at all
     body_optional: bool = False
     body_read: bool = True
+    body_invalid: Refusal = no.BODY_INVALID
 
 
 class Open(Struct, frozen=True, eq=False):
@@ -132,7 +135,7 @@ _CREATED_LIST = Annotated[list[Any], Meta(extra_json_schema=model.CREATED_ITEMS)
 _CREATE_LIST = Annotated[list[Any], Meta(extra_json_schema=model.CREATES)]
 _CREATE_REFUSALS = (
     *(no.COMMAND_INVALID, no.WEBHOOK_INVALID, no.RUN_AT_INVALID, no.DELAY_INVALID),
-    *(no.PRIORITY_INVALID, no.KEY_INVALID),
+    *(no.PRIORITY_INVALID, no.PRIORITY_NO_TIER, no.KEY_INVALID),
 )
 _LEASE_REFUSALS = (no.WORKER_ID_INVALID, no.NOT_FOUND, no.NOT_IN_PROGRESS, no.NOT_OWNER)
 _BUSY = (no.UNAVAILABLE, no.BYTES_SPENT)
@@ -487,6 +490,29 @@ _QUEUES = (
 _ADMIN = (
     Route(
         "GET",
+        f"{PREFIX}/admin/overview",
+        "Read the state of everything in one answer",
+        ADMIN,
+        rest_admin.overview,
+        (Answer(200, "As of now.", model.Overview, samples.OVERVIEW),),
+        refusals=(no.LIMIT_INVALID, no.BYTES_SPENT),
+        parameters=(
+            Parameter(
+                "limit",
+                {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": rest_admin.OVERVIEW_QUEUES_MAX,
+                    "default": rest_admin.OVERVIEW_QUEUES_DEFAULT,
+                },
+                "So many queues.",
+            ),
+            _TENANT,
+        ),
+        body_read=False,
+    ),
+    Route(
+        "GET",
         f"{PREFIX}/admin/tasks",
         "List tasks",
         ADMIN,
@@ -527,6 +553,52 @@ _ADMIN = (
 )
 
 
+_TOPIC = f"{PREFIX}/admin/topics/{{topicName}}"
+_TOPICS = (
+    Route(
+        "PUT",
+        _TOPIC,
+        "Lay down the policy of a topic",
+        ADMIN,
+        rest_topics.put,
+        (
+            Answer(200, "The topic, known before.", model.TopicShown, samples.TOPIC),
+            Answer(201, "The topic, new.", model.TopicShown, samples.TOPIC),
+        ),
+        takes=model.TopicBody,
+        sample={"priorityTiers": [0, 5], "maxAttempts": 3, "deadLetterTopicRef": "send-dead"},
+        refusals=(no.TOPIC_INVALID, no.TOPICS_UNAVAILABLE),
+        parameters=(_TENANT_CHANGED,),
+        body_invalid=no.TOPIC_BODY_INVALID,
+    ),
+    Route(
+        "GET",
+        _TOPIC,
+        "Read the policy of a topic",
+        ADMIN,
+        rest_topics.get,
+        (Answer(200, "The topic.", model.TopicShown, samples.TOPIC),),
+        refusals=(no.TOPIC_ABSENT, no.TOPIC_INVALID, no.TOPICS_UNAVAILABLE),
+        parameters=(_TENANT_CHANGED,),
+        body_read=False,
+    ),
+    Route(
+        "DELETE",
+        _TOPIC,
+        "Take the policy of a topic away",
+        ADMIN,
+        rest_topics.delete,
+        (Answer(204, "There is none now."),),
+        refusals=(no.DELETION_POLICY_REQUIRED, no.TOPIC_INVALID, no.TOPICS_UNAVAILABLE),
+        parameters=(
+            Parameter("deletionPolicy", {"const": "Delete"}, needed=True),
+            _TENANT_CHANGED,
+        ),
+        body_optional=True,
+    ),
+)
+
+
 _HEALTHY = Answer(200, "It does, or they are.", model.Health, model.Health("ok"))
 #: Routes with a token, all below the prefix
 TABLE: tuple[Route, ...] = (
@@ -537,6 +609,7 @@ TABLE: tuple[Route, ...] = (
     *_READS,
     *_QUEUES,
     *_ADMIN,
+    *_TOPICS,
 )
 #: Routes without a token
 OPEN = (
@@ -565,5 +638,5 @@ def refusals_of(route: Route | Open) -> list[Refusal]:
         if route.body_read:
             rows += [no.BODY_TOO_LARGE, no.BODY_STALLED, no.BYTES_SPENT]
         if route.takes is not None:
-            rows.append(no.BODY_INVALID)
+            rows.append(route.body_invalid)
     return sorted(dict.fromkeys(rows), key=lambda row: row.http)

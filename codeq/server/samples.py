@@ -13,7 +13,13 @@ from codeq.model import (
     Cleaned,
     CreatedItem,
     CreatedItems,
+    Durations,
+    DurationsBucket,
     ItemRefusal,
+    Overview,
+    OverviewMemory,
+    OverviewQueue,
+    OverviewWebhooks,
     QueueStats,
     ResultItem,
     ResultItems,
@@ -23,6 +29,9 @@ from codeq.model import (
     Task,
     TaskPage,
     TaskResult,
+    TopicPolicy,
+    TopicShown,
+    WorkerLeases,
 )
 
 ID = "0197f3c0-5a00-7000-8000-000000000001"
@@ -70,6 +79,25 @@ RESULT_ITEMS = ResultItems(
     [ResultItem(ID, RECORD), ItemRefusal("not-owner", "not-owner", "not-owner", ID)]
 )
 QUEUE = QueueStats("send", ready=12, delayed=3, in_progress=4, dlq=1)
+TOPIC = TopicShown("acme.send", "acme", "send", TopicPolicy((0, 5), 3, "send-dead"), 1, _AT, _AT)
+_TIMES = Durations(2, 0.003, [DurationsBucket(0.001, 1), DurationsBucket(None, 2)])
+OVERVIEW = Overview(
+    version="0.1.0",
+    at=_AT,
+    uptime_seconds=3600.5,
+    queues=[OverviewQueue("send", 12, 3, 4, 1, 120, 110, 90, 5, 1, 2, 0.25, False)],
+    queues_left_out=0,
+    leases=[WorkerLeases("worker-1", 4)],
+    leases_left_out=0,
+    live_tasks=19,
+    streams={"producer": 1, "worker": 2},
+    waiting_claims=2,
+    webhooks=OverviewWebhooks(0, 0, []),
+    commits=_TIMES,
+    syncs=_TIMES,
+    memory=OverviewMemory(104857600, 4096),
+    disk_free_bytes=10737418240,
+)
 CLEANED = Cleaned(12, _AT, 1000)
 BACKUP = BackupMade("/var/lib/codeq-backups/monday", 1048576)
 SUBSCRIBED = Subscribed("sub-0f0e0d0c0b0a09080706050403020100", _SOON)
