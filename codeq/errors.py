@@ -31,6 +31,12 @@ def _row(number: int | None, slug: str, message: str, stream_message: str | None
     return Refusal(number, slug, http, grpc, message, stream_message or message)
 
 
+def _edge(slug: str, message: str, http: int | None = None) -> Refusal:
+    """A refusal that only an edge makes; ``http`` where its status is not that of the slug."""
+    row = _row(None, slug, message)
+    return row if http is None else row._replace(http=http)
+
+
 #: slug -> (HTTP status, gRPC code name)
 SLUGS: dict[str, tuple[int, str]] = {
     "validation-error": (400, "INVALID_ARGUMENT"),
@@ -73,6 +79,51 @@ ARTIFACT_INVALID = _row(20, "validation-error", "invalid artifacts")
 NOT_PENDING = _row(21, "conflict", "task is not pending")
 WORKER_ID_INVALID = _row(22, "validation-error", "invalid workerId")
 PRIORITY_NO_TIER = _row(23, "validation-error", "priority not in topic tiers")
+
+# --- tokens
+HEADER_MISSING = _edge("unauthenticated", "missing Authorization header")
+FORMAT_INVALID = _edge("unauthenticated", "invalid Authorization format")
+TOKEN_INVALID = _edge("unauthenticated", "invalid token")
+SUBJECT_MISSING = _edge("unauthenticated", "missing subject")
+EVENT_TYPES_MISSING = _edge("unauthenticated", "missing eventTypes")
+SCOPES_MISSING = _edge("unauthenticated", "missing scope")
+SCOPE_DENIED = _edge("permission-denied", "missing scope")
+TENANT_INVALID = _edge("permission-denied", "invalid tenant claims")
+ADMIN_ONLY = _edge("permission-denied", "admin only")
+OPERATOR_ONLY = _edge("permission-denied", "operator only")
+EVENT_TYPE_DENIED = _edge("permission-denied", "event type not allowed")
+PRODUCERS_OFF = _edge("unavailable", "producer validator not configured")
+WORKERS_OFF = _edge("unavailable", "worker validator not configured")
+KEYS_UNAVAILABLE = _edge("unavailable", "token keys cannot be fetched")
+
+# --- requests over REST; {} stands for a number or a name
+PATH_UNKNOWN = _edge("not-found", "not found")
+HEADERS_TOO_LARGE = _edge("validation-error", "request headers too large", 431)
+BODY_TOO_LARGE = _edge("payload-too-large", "request body too large")
+BODY_STALLED = _edge("validation-error", "request body stalled", 408)
+BYTES_SPENT = _edge("unavailable", "too many bytes in hand")
+RATE_LIMITED = _edge("rate-limited", "rate limit exceeded")
+INTERNAL = _edge("internal", "internal error")
+BATCH_TOO_LARGE = _edge("validation-error", "batch size exceeds maximum of {}")
+COUNT_TOO_LARGE = _edge("validation-error", "count exceeds maximum of {}")
+TASK_ABSENT = _edge("not-found", "not found")
+RESULT_ABSENT = _edge("not-found", "result not found")
+LIMIT_INVALID = _edge("validation-error", "invalid limit")
+CURSOR_INVALID = _edge("validation-error", "invalid cursor")
+STATE_INVALID = _edge("validation-error", "invalid state")
+BEFORE_INVALID = _edge("validation-error", "invalid 'before' (use RFC3339)")
+BACKUP_EXISTS = _edge("conflict", "backup {} exists")
+BACKUP_NAME_INVALID = _edge("validation-error", "invalid name")
+CALLBACK_INVALID = _edge("validation-error", "invalid callback url")
+MODE_INVALID = _edge("validation-error", "invalid deliveryMode")
+GROUP_REQUIRED = _edge("validation-error", "groupId is required")
+GROUP_INVALID = _edge("validation-error", "invalid groupId")
+TOPIC_BODY_INVALID = _edge("validation-error", "invalid request body: {}")
+TOPIC_INVALID = _edge("unprocessable", "invalid {}: {}")
+TOPIC_ABSENT = _edge("not-found", 'queue topic "{}" not found')
+TOPICS_UNAVAILABLE = _edge("unavailable", "queue topic administration unavailable: {}")
+DELETION_POLICY_REQUIRED = _edge("validation-error", "deletionPolicy=Delete is required")
+SUBSCRIPTIONS_FULL = _edge("unavailable", "too many subscriptions")
 
 #: number -> row, for every refusal an item of a batch can have
 BY_NUMBER: dict[int, Refusal] = {

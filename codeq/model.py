@@ -9,8 +9,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from typing import Annotated, Any, ClassVar
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 #: The value of ``resultKey`` once a task has a result record.
@@ -19,6 +20,72 @@ COMMANDS_MAX = 100
 WORKER_ID_BYTES_MAX = 256
 CLAIM_WAIT_SECONDS_MAX = 30
 RESULT_WAIT_SECONDS_MAX = 60
+CLEANUP_LIMIT_MAX = 10_000
+DEAD_IDS_MAX = 1_000
+TOPIC_TIERS_MAX, TOPIC_TIER_MAX, TOPIC_ATTEMPTS_MAX = 10, 10, 100
+TOPIC_CONSUMERS_MAX, TOPIC_NAME_CHARS_MAX = 10_000, 63
+DELIVERY_MODES = ("fanout", "group", "hash")
+
+
+#: What is trimmed from texts on every surface: Unicode's white space, without the four separators
+#: U+001C to U+001F that ``str.strip`` takes away too
+BLANKS = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+# --- what the schema of a member says beyond its type --------------------------------------------
+# Decoding does not look at it: what is out of bounds is refused by the handlers, with their texts.
+# A bound that is a text is the setting of that name; ``needs`` are members that a handler asks for.
+
+
+def _also(description: str = "", /, **schema: Any) -> Meta:
+    return Meta(description=description or None, extra_json_schema=schema)
+
+
+def _either(*names: str) -> dict[str, Any]:
+    """The schema of an object of one of these types."""
+    return {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}
+
+
+_CONTROL = r"\u0000-\u001f\u007f-\u009f"
+_BLANK = r"\t\n\u000b\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_INK = f"[^{_CONTROL}{_BLANK}]"
+COMMAND_PATTERN = f"^[{_BLANK}]*{_INK}(?:[^{_CONTROL}]{{0,254}}{_INK})?[{_BLANK}]*$"
+TOPIC_NAME_PATTERN = "^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+BASE64_PATTERN = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2,3})?=*$"
+_COMMAND = _also(
+    "Trimmed; 1 to 256 bytes of UTF-8 without control characters; case-sensitive.",
+    pattern=COMMAND_PATTERN,
+)
+_INT32 = _also(minimum=INT32_MIN, maximum=INT32_MAX)
+_COUNT = _also(minimum=0)
+_ANY = _also("Any JSON value; its bytes are kept.")
+
+_TIERS = {
+    "minItems": 1,
+    "maxItems": TOPIC_TIERS_MAX,
+    "uniqueItems": True,
+    "items": {"type": "integer", "minimum": 0, "maximum": TOPIC_TIER_MAX},
+}
+_TOPIC_ATTEMPTS = _also(minimum=1, maximum=TOPIC_ATTEMPTS_MAX)
+
+Time = Annotated[str, _also("RFC 3339, in UTC.", format="date-time")]
+Status = Annotated[str, _also(enum=["PENDING", "IN_PROGRESS", "COMPLETED", "FAILED"])]
+EndStatus = Annotated[str, _also(enum=["COMPLETED", "FAILED"])]
+Count = Annotated[int, _COUNT]
+_ANYTHING_ELSE = {"description": "Anything else is refused in its place."}
+_ITEM_OF_CREATES = {"anyOf": [{"$ref": "#/components/schemas/CreateBody"}, _ANYTHING_ELSE]}
+_ITEM_OF_RESULTS = {"anyOf": [{"$ref": "#/components/schemas/ResultBody"}, _ANYTHING_ELSE]}
+CREATES = {"minItems": 1, "maxItems": "limits.createBatch", "items": _ITEM_OF_CREATES}
+CREATED_ITEMS = {"items": _either("CreatedItem", "ItemRefusal")}
+WorkerId = Annotated[
+    str | None, _also("At most 256 bytes. Default: the subject of the token.", maxLength=256)
+]
+Attempt = Annotated[
+    int | None, _also("Another number than that of the task's attempts is refused as not-owner.")
+]
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -29,43 +96,55 @@ class Task(Struct, rename="camel", omit_defaults=True):
 
     id: str
     command: str
-    payload: str
-    priority: int
-    status: str
-    last_known_location: str
-    attempts: int
-    max_attempts: int
+    payload: Annotated[str, _also("The text of the payload, byte for byte as it was sent.")]
+    priority: Annotated[int, _INT32]
+    status: Status
+    last_known_location: Annotated[
+        str, _also(enum=["PENDING_LIST", "DELAYED_ZSET", "INPROG_SET", "DLQ_SET", "NONE"])
+    ]
+    attempts: Count
+    max_attempts: Annotated[int, _also(minimum=1)]
     tenant_id: str
-    created_at: str
-    updated_at: str
+    created_at: Time
+    updated_at: Time
     webhook: str = ""
     trace_parent: str = ""
     trace_state: str = ""
     worker_id: str = ""
-    lease_until: str = ""
+    lease_until: Time = ""
     error: str = ""
-    result_key: str = ""
+    result_key: Annotated[str, _also(const=RESULT_KEY)] = ""
+
+
+class ArtifactLink(Struct):
+    """One artifact as it is shown."""
+
+    name: str
+    url: str
 
 
 class ResultRecord(Struct, rename="camel", omit_defaults=True):
     """What is known of an ended task; ``result`` is any JSON value."""
 
     task_id: str
-    status: str
-    completed_at: str
-    result: Raw | UnsetType = UNSET
+    status: EndStatus
+    completed_at: Time
+    result: Annotated[Raw | UnsetType, _ANY] = UNSET
     error: str = ""
-    artifacts: Raw | UnsetType = UNSET
+    artifacts: Annotated[
+        Raw | UnsetType,
+        _also(type="array", minItems=1, items={"$ref": "#/components/schemas/ArtifactLink"}),
+    ] = UNSET
 
 
 class QueueStats(Struct, rename="camel", omit_defaults=True):
     """Depths of one queue. ``tenant_id`` is filled for operators only."""
 
     command: str
-    ready: int
-    delayed: int
-    in_progress: int
-    dlq: int
+    ready: Count
+    delayed: Count
+    in_progress: Count
+    dlq: Count
     tenant_id: str = ""
 
 
@@ -95,11 +174,11 @@ class TaskPage(Struct, rename="camel", omit_defaults=True):
 class TopicPolicy(Struct, rename="camel", omit_defaults=True):
     """The rules of a topic; a retention and number of consumers of 0 are left out."""
 
-    priority_tiers: tuple[int, ...]
-    max_attempts: int
+    priority_tiers: Annotated[tuple[int, ...], _also(**_TIERS)]
+    max_attempts: Annotated[int, _TOPIC_ATTEMPTS]
     dead_letter_topic_ref: str
-    retention_seconds: int = 0
-    max_consumers: int = 0
+    retention_seconds: Annotated[int, _also(minimum=1)] = 0
+    max_consumers: Annotated[int, _also(minimum=1)] = 0
 
 
 class TopicShown(Struct, rename="camel"):
@@ -109,9 +188,9 @@ class TopicShown(Struct, rename="camel"):
     tenant_id: str
     topic_name: str
     policy: TopicPolicy
-    version: int
-    created_at: str
-    updated_at: str
+    version: Annotated[int, _also(minimum=1)]
+    created_at: Time
+    updated_at: Time
 
 
 class OverviewQueue(Struct, rename="camel", omit_defaults=True):
@@ -208,28 +287,28 @@ class Overview(Struct, rename="camel"):
 class Requeued(Struct):
     """How many dead letters became ready again."""
 
-    requeued: int
+    requeued: Count
 
 
 class Purged(Struct):
     """How many tasks were ended, or dead letters taken away."""
 
-    purged: int
+    purged: Count
 
 
 class Cleaned(Struct):
     """How many ended tasks were taken away, and by which bounds."""
 
-    deleted: int
-    before: str
-    limit: int
+    deleted: Count
+    before: Time
+    limit: Annotated[int, _also(minimum=1, maximum=CLEANUP_LIMIT_MAX)]
 
 
 class BackupMade(Struct):
     """Answer of POST /admin/backup."""
 
     path: str
-    bytes: int
+    bytes: Count
 
 
 class ItemRefusal(Struct, rename="camel", omit_defaults=True):
@@ -254,10 +333,35 @@ class ResultItem(Struct, rename="camel"):
     result: ResultRecord
 
 
-class Results(Struct):
-    """Answer of both batch routes, in the order of the request."""
+class CreatedItems(Struct):
+    """Answer of POST /tasks/batch to an object, in the order of the request."""
 
-    results: list[CreatedItem | ResultItem | ItemRefusal]
+    results: Annotated[list[Any], _also(**CREATED_ITEMS)]
+
+
+class ResultItems(Struct):
+    """Answer of POST /tasks/batch/results, in the order of the request."""
+
+    results: Annotated[list[Any], _also(items=_either("ResultItem", "ItemRefusal"))]
+
+
+class LeaseKept(Struct):
+    """Answer of POST /tasks/{id}/heartbeat."""
+
+    ok: bool
+
+
+class GivenBack(Struct):
+    """Answer of POST /tasks/{id}/abandon."""
+
+    status: Annotated[str, _also(const="requeued")]
+
+
+class Nacked(Struct, rename="camel"):
+    """Answer of POST /tasks/{id}/nack; a dead letter is not delayed."""
+
+    status: Annotated[str, _also(enum=["requeued", "dlq"])]
+    delay_seconds: Count
 
 
 class Tasks(Struct):
@@ -277,38 +381,94 @@ class Subscribed(Struct, rename="camel"):
     """Answer of POST /workers/subscriptions."""
 
     subscription_id: str
-    expires_at: str
+    expires_at: Time
 
 
 class AvailableQueue(Struct, rename="camel"):
     """A queue that has work; ``queue_depth`` are its ready tasks."""
 
     event_type: str
-    queue_depth: int
+    queue_depth: Count
 
 
 class SubscriptionKept(Struct, rename="camel"):
     """Answer of a subscription's heartbeat."""
 
     subscription_id: str
-    expires_at: str
+    expires_at: Time
     available: list[AvailableQueue]
+
+
+class RaftStatus(Struct, rename="camel"):
+    """Answer of GET /raft/status."""
+
+    enabled: bool
+    num_groups: Count
+
+
+class Health(Struct):
+    """Answer of GET /healthz and GET /readyz."""
+
+    status: Annotated[str, _also(const="ok")]
+
+
+class ErrorBody(Struct):
+    """The one shape of every error; ``error`` repeats ``message``."""
+
+    code: str
+    message: str
+    error: str
+
+
+class RateLimitedBody(ErrorBody, rename="camel", kw_only=True):
+    """What 429 says: which bucket is empty, and for how long."""
+
+    scope: str
+    operation: str
+    retry_after_seconds: Annotated[int, _also(minimum=1)]
+
+
+class UnprocessableBody(ErrorBody, kw_only=True):
+    """422 of a topic, with the member or part of the path that is wrong."""
+
+    field: str
+
+
+class ResultAbsentBody(ErrorBody, kw_only=True):
+    """404 of a task that has not ended, with its status."""
+
+    status: Annotated[str, _also(enum=["PENDING", "IN_PROGRESS"])]
 
 
 # --- requests; None is absent --------------------------------------------------------------------
 
 
 class CreateBody(Struct, rename="camel"):
-    """Body of POST /tasks and item of POST /tasks/batch."""
+    """Body of POST /tasks and item of POST /tasks/batch, where payload may be missing or null."""
 
-    command: str | None = None
-    payload: Raw = Raw()
-    priority: int | None = None
-    webhook: str | None = None
-    max_attempts: int | None = None
-    idempotency_key: str | None = None
-    run_at: str | None = None
-    delay_seconds: int | None = None
+    needs: ClassVar = ("command", "payload")
+    command: Annotated[str | None, _COMMAND] = None
+    payload: Annotated[
+        Raw,
+        _also(
+            "Any JSON value but null, at most limits.payloadBytes; its bytes are kept.",
+            **{"not": {"type": "null"}},
+        ),
+    ] = field(default_factory=Raw)
+    priority: Annotated[int | None, _INT32] = None
+    webhook: Annotated[
+        str | None, _also("http or https, with a host that is not private.", maxLength=2048)
+    ] = None
+    max_attempts: Annotated[
+        int | None, _also("0 and less: the default of the server.", maximum=INT32_MAX)
+    ] = None
+    idempotency_key: Annotated[
+        str | None, _also("At most 512 bytes; blank is none.", maxLength=512)
+    ] = None
+    run_at: Annotated[
+        str | None, _also("RFC 3339. Wins over delaySeconds.", format="date-time")
+    ] = None
+    delay_seconds: Annotated[int | None, _also(minimum=0, maximum=INT32_MAX)] = None
 
 
 class CreateBatchBody(Struct):
@@ -320,66 +480,111 @@ class CreateBatchBody(Struct):
 class RawCreateBatchBody(Struct):
     """The same with items not looked at, to find out which of them are bad."""
 
-    tasks: list[Raw] | None = None
+    tasks: Annotated[list[Raw], _also(**CREATES)]
 
 
 class ClaimBody(Struct, rename="camel"):
-    """Body of POST /tasks/claim and, with ``count``, of POST /tasks/claim/batch."""
+    """Body of POST /tasks/claim."""
 
-    commands: list[str] | None = None
-    lease_seconds: int | None = None
-    wait_seconds: int | None = None
-    worker_id: str | None = None
-    count: int | None = None
+    commands: Annotated[
+        list[str] | None,
+        _also("Tried in this order, at most 100 different. None: all the token allows."),
+    ] = None
+    lease_seconds: Annotated[
+        int | None, _also("0 and less: defaultLeaseSeconds. Cut to leaseMaxSeconds.")
+    ] = None
+    wait_seconds: Annotated[int | None, _also("0 to 30; cut to these bounds.")] = None
+    worker_id: WorkerId = None
+
+
+class ClaimBatchBody(ClaimBody, rename="camel", kw_only=True):
+    """Body of POST /tasks/claim/batch."""
+
+    count: Annotated[int, _also(minimum=1, maximum="limits.claimBatch")]
 
 
 class LeaseBody(Struct, rename="camel"):
-    """Body of heartbeat, abandon and nack; each reads its own fields."""
+    """Body of POST /tasks/{id}/abandon, and what all calls of a lease may say."""
 
-    worker_id: str | None = None
-    attempt: int | None = None
-    extend_seconds: int | None = None
-    delay_seconds: int | None = None
-    reason: str | None = None
+    worker_id: WorkerId = None
+    attempt: Attempt = None
+
+
+class HeartbeatBody(LeaseBody, rename="camel"):
+    """Body of POST /tasks/{id}/heartbeat."""
+
+    extend_seconds: Annotated[
+        int | None, _also("0 and less: defaultLeaseSeconds. Cut to leaseMaxSeconds.")
+    ] = None
+
+
+class NackBody(LeaseBody, rename="camel"):
+    """Body of POST /tasks/{id}/nack."""
+
+    delay_seconds: Annotated[
+        int | None,
+        _also("0: at once. None or less than 0: by the backoff. Cut to nackDelayMaxSeconds."),
+    ] = None
+    reason: Annotated[str | None, _also("Cut to 8 KiB.")] = None
 
 
 class Artifact(Struct, rename="camel"):
     """One artifact of a result as sent."""
 
-    name: str | None = None
-    url: str | None = None
-    content_base64: str | None = None
-    content_type: str | None = None
+    needs: ClassVar = ("name",)
+    name: Annotated[
+        str | None,
+        _also(
+            "One plain file name of at most 255 bytes.",
+            pattern=r"^[^/\\\u0000-\u001f]+$",
+            maxLength=255,
+            **{"not": {"enum": [".", ".."]}},
+        ),
+    ] = None
+    url: Annotated[str | None, _also("A link to a file elsewhere.")] = None
+    content_base64: Annotated[
+        str | None, _also("The file itself; kept with the task.", pattern=BASE64_PATTERN)
+    ] = None
+    content_type: Annotated[str | None, _also(pattern="^[ -~]*$", maxLength=255)] = None
 
 
 class ResultBody(Struct, rename="camel"):
     """Body of POST /tasks/{id}/result and, with ``task_id``, item of POST /tasks/batch/results."""
 
-    task_id: str | None = None
-    status: str | None = None
-    result: Raw = Raw()
-    error: str | None = None
+    needs: ClassVar = ("status",)
+    task_id: Annotated[str | None, _also("Of an item of a batch; else that of the path.")] = None
+    status: Annotated[str | None, _also(enum=["COMPLETED", "FAILED"])] = None
+    result: Annotated[Raw, _ANY] = field(default_factory=Raw)
+    error: Annotated[str | None, _also("Not blank with FAILED. Cut to 8 KiB.")] = None
     artifacts: list[Artifact] | None = None
-    worker_id: str | None = None
-    attempt: int | None = None
+    worker_id: WorkerId = None
+    attempt: Attempt = None
 
 
 class SubscribeBody(Struct, rename="camel"):
     """Body of POST /workers/subscriptions."""
 
-    callback_url: str | None = None
-    event_types: list[str] | None = None
-    ttl_seconds: int | None = None
-    delivery_mode: str | None = None
-    group_id: str | None = None
-    min_interval_seconds: int | None = None
+    callback_url: Annotated[
+        str | None, _also("http or https, with a host that is not private.", maxLength=2048)
+    ] = None
+    event_types: Annotated[
+        list[str] | None, _also("At most 100 different. None: all the token allows.")
+    ] = None
+    ttl_seconds: Annotated[int | None, _also("0 and less: 300. Cut to 86400.")] = None
+    delivery_mode: Annotated[
+        str | None, _also("None or blank: fanout.", enum=[*DELIVERY_MODES, "", None])
+    ] = None
+    group_id: Annotated[str | None, _also("Trimmed, at most 256 bytes; needed for group.")] = None
+    min_interval_seconds: Annotated[
+        int | None, _also("0 and less: subscriptionMinIntervalSeconds.")
+    ] = None
 
 
 class SubscriptionHeartbeatBody(Struct, rename="camel"):
     """Body of POST /workers/subscriptions/{id}/heartbeat."""
 
-    ttl_seconds: int | None = None
-    wait_seconds: int | None = None
+    ttl_seconds: Annotated[int | None, _also("0 and less: as it is. Cut to 86400.")] = None
+    wait_seconds: Annotated[int | None, _also("0 to 30; cut to these bounds.")] = None
 
 
 class ResultBatchBody(Struct, rename="camel"):
@@ -392,44 +597,59 @@ class ResultBatchBody(Struct, rename="camel"):
 class RawResultBatchBody(Struct, rename="camel"):
     """The same with items not looked at, to find out which of them are bad."""
 
-    results: list[Raw] | None = None
-    worker_id: str | None = None
+    results: Annotated[
+        list[Raw], _also(minItems=1, maxItems="limits.resultBatch", items=_ITEM_OF_RESULTS)
+    ]
+    worker_id: WorkerId = None
 
 
 class DeadBody(Struct):
     """Body of requeue and purge of dead letters."""
 
-    ids: list[str] | None = None
-    limit: int | None = None
+    ids: Annotated[list[str] | None, _also(maxItems=DEAD_IDS_MAX)] = None
+    limit: Annotated[
+        int | None, _also("Oldest first. None: 100.", minimum=1, maximum=INT32_MAX)
+    ] = None
 
 
 class PurgeBody(Struct):
     """Body of the purge of a queue."""
 
-    state: str | None = None
+    needs: ClassVar = ("state",)
+    state: Annotated[str | None, _also(enum=["ready", "delayed", "all"])] = None
 
 
 class CleanupBody(Struct):
     """Body of POST /admin/tasks/cleanup."""
 
-    limit: int | None = None
-    before: str | None = None
+    limit: Annotated[int | None, _also("0 and less: 1000. Cut to 10000.")] = None
+    before: Annotated[str | None, _also("RFC 3339. None: now.", format="date-time")] = None
 
 
 class TopicBody(Struct, rename="camel", forbid_unknown_fields=True):
     """Body of PUT /admin/topics/{topicName}."""
 
-    priority_tiers: list[int] | None = None
-    max_attempts: int | None = None
-    dead_letter_topic_ref: str | None = None
-    retention_seconds: int | None = None
-    max_consumers: int | None = None
+    needs: ClassVar = ("priorityTiers", "maxAttempts", "deadLetterTopicRef")
+    priority_tiers: Annotated[list[int] | None, _also(**_TIERS)] = None
+    max_attempts: Annotated[int | None, _TOPIC_ATTEMPTS] = None
+    dead_letter_topic_ref: Annotated[
+        str | None, _also("Another topic.", pattern=TOPIC_NAME_PATTERN)
+    ] = None
+    retention_seconds: Annotated[
+        int | None, _also("0: as the server has it.", minimum=0, maximum=INT32_MAX)
+    ] = None
+    max_consumers: Annotated[
+        int | None, _also("0: no limit.", minimum=0, maximum=TOPIC_CONSUMERS_MAX)
+    ] = None
 
 
 class BackupBody(Struct):
     """Body of POST /admin/backup."""
 
-    name: str
+    name: Annotated[
+        str,
+        _also("One plain name, not hidden, of at most 200 bytes.", minLength=1, maxLength=200),
+    ]
 
 
 # --- times ---------------------------------------------------------------------------------------

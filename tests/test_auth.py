@@ -205,7 +205,9 @@ def test_producer_as_worker() -> None:
     assert refused(lambda: known.worker("w", auth.SCOPE_NACK))[1] == "missing scope"
     assert refused(lambda: known.worker("x")) == ("unauthenticated", "invalid token")
     assert refused(lambda: Auth(producers, workers).worker("p"))[1] == "invalid token"
-    assert Auth(producers, None, allow_producer_as_worker=True).worker("p").tenant == "shop"
+    alone = Auth(producers, None, allow_producer_as_worker=True)
+    assert alone.worker("p").tenant == "shop"
+    assert refused(lambda: alone.worker("x")) == ("unauthenticated", "invalid token")
 
 
 # --- over REST

@@ -196,7 +196,7 @@ def test_T67_a_life_over_rest_is_one_trace(node: dict[str, str], spans: Spans) -
             assert span.parent is not None and span.parent.trace_state.get("vendor") == "1"
     linked = [link for span in spans.wait_for("codeq.task.claim", 3) for link in link_ids(span)]
     assert sorted(linked) == sorted(map(own_ids, claims))
-    [result] = spans.wait_for("POST /v1/codeq/tasks/{}/result")
+    [result] = spans.wait_for("POST /v1/codeq/tasks/{id}/result")
     assert link_ids(spans.wait_for("codeq.task.submit_result")[0]) == [own_ids(result)]
 
 
@@ -219,7 +219,7 @@ def test_T67_refusals_and_faults_are_seen(node: dict[str, str], spans: Spans) ->
         assert worker.get("/nowhere").status_code == 404
     [heartbeat] = spans.wait_for("codeq.task.heartbeat")
     assert heartbeat.attributes == {"codeq.count": 1, "codeq.refused": 1}
-    [request] = spans.wait_for("POST /v1/codeq/tasks/{}/heartbeat")
+    [request] = spans.wait_for("POST /v1/codeq/tasks/{id}/heartbeat")
     assert request.attributes and request.attributes["http.response.status_code"] == 404
     [request] = spans.wait_for("POST /v1/codeq/tasks/claim")
     assert request.attributes and request.attributes["http.response.status_code"] == 401

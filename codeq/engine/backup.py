@@ -20,7 +20,7 @@ from codeq.engine.check import check
 from codeq.engine.clock import Clock
 from codeq.engine.journal import Runner
 from codeq.engine.store import Store, write_synced
-from codeq.errors import CodeqError, StoreError
+from codeq.errors import BACKUP_EXISTS, CodeqError, StoreError
 
 CHECKPOINT = "backup.tmp"
 NAME_BYTES_MAX = 200
@@ -102,7 +102,7 @@ class Backups:
             raise CodeqError("unavailable", "backupDir is the data folder itself")
         target = self._place / name
         if os.path.lexists(target):
-            raise CodeqError("conflict", f"backup {name} exists")
+            raise CodeqError(BACKUP_EXISTS.slug, BACKUP_EXISTS.message.format(name))
         self._require_room()
         checkpoint = self._store.path / CHECKPOINT
         self._remove_unfinished()

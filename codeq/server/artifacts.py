@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codeq.errors import ARTIFACT_INVALID, RESULT_TOO_LARGE, Refusal
-from codeq.model import Artifact
+from codeq.model import Artifact, ArtifactLink
 
 NAME_BYTES_MAX = 255
 CONTENT_TYPE_CHARACTERS_MAX = 255
@@ -30,13 +30,6 @@ class Kept(Struct, rename="camel", omit_defaults=True):
     url: str = ""
     content_base64: str | UnsetType = UNSET
     content_type: str = ""
-
-
-class Link(Struct):
-    """One artifact as it is shown."""
-
-    name: str
-    url: str
 
 
 class Content(NamedTuple):
@@ -81,7 +74,7 @@ def shown(task_id: str, text: bytes) -> Raw | UnsetType:
     if b'"contentBase64"' not in text:
         return Raw(text)
     links = [
-        Link(item.name, item.url or PATH.format(task_id, quote(item.name, safe="")))
+        ArtifactLink(item.name, item.url or PATH.format(task_id, quote(item.name, safe="")))
         for item in _decode(text)
     ]
     return Raw(_encode(links))

@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from codeq.errors import CodeqError
+from codeq import errors
+from codeq.errors import CodeqError, Refusal
+from codeq.model import BLANKS
 
 SCOPE_CLAIM = "codeq:claim"
 SCOPE_HEARTBEAT = "codeq:heartbeat"
@@ -32,7 +34,6 @@ _TENANT = re.compile(r"[a-z][a-z0-9-]{1,62}", re.ASCII)
 #: How often one request or stream waits for keys before it is refused as unavailable: each of at
 #: most two providers of four may have one set to fetch
 KEY_WAITS_MAX = 8
-KEYS_UNAVAILABLE = "token keys cannot be fetched"
 
 
 class AuthError(CodeqError):
@@ -51,6 +52,11 @@ class KeysAwaited(Exception):
 def unauthenticated(message: str) -> AuthError:
     """The refusal of a token, with the reason."""
     return AuthError("unauthenticated", message)
+
+
+def refused(row: Refusal) -> AuthError:
+    """The refusal of one row of the table."""
+    return AuthError(row.slug, row.message)
 
 
 class Principal:
@@ -89,7 +95,7 @@ class Principal:
         self.email = email
         self.expires_ms = expires_ms
         self.scopes = frozenset(scopes)
-        names = [name.strip() for name in event_types]
+        names = [name.strip(BLANKS) for name in event_types]
         self.has_event_types = any(names)
         self.any_command = WILDCARD in names
         self.event_types = tuple(
@@ -149,14 +155,14 @@ class Provider(Protocol):
 def bearer(header: bytes | None) -> str:
     """The token of an Authorization header; raises AuthError."""
     if header is None:
-        raise unauthenticated("missing Authorization header")
+        raise refused(errors.HEADER_MISSING)
     parts = header.split()
     if len(parts) != 2 or parts[0].lower() != b"bearer":
-        raise unauthenticated("invalid Authorization format")
+        raise refused(errors.FORMAT_INVALID)
     try:
         return parts[1].decode()
     except UnicodeDecodeError:
-        raise unauthenticated("invalid token") from None
+        raise refused(errors.TOKEN_INVALID) from None
 
 
 class Auth:
@@ -189,7 +195,7 @@ class Auth:
     def producer(self, token: str) -> Principal:
         """A producer with a tenant."""
         if self._producers is None:
-            raise AuthError("unavailable", "producer validator not configured")
+            raise refused(errors.PRODUCERS_OFF)
         return _with_tenant(self._producers.identify(token))
 
     def worker(self, token: str, scope: str | None = None) -> Principal:
@@ -197,42 +203,44 @@ class Auth:
         given. With allowProducerAsWorker a token that only passes as producer passes too."""
         principal = self._worker_principal(token)
         if scope is not None and scope not in principal.scopes:
-            raise AuthError("permission-denied", "missing scope")
+            raise refused(errors.SCOPE_DENIED)
         return principal
 
     def any(self, token: str) -> Principal:
         """A worker, else a producer; either with a tenant."""
         if self._producers is None and self._workers is None:
-            raise AuthError("unavailable", "producer validator not configured")
+            raise refused(errors.PRODUCERS_OFF)
         unavailable: AuthError | None = None
         for provider in (self._workers, self._producers):
             try:
                 principal = _identify(provider, token)
-            except AuthError as refused:
-                unavailable = refused
+            except AuthError as error:
+                unavailable = error
                 continue
             if principal is not None and (provider is self._producers or principal.has_event_types):
                 return _with_tenant(principal)
-        raise unavailable or unauthenticated("invalid token")
+        raise unavailable or refused(errors.TOKEN_INVALID)
 
     def admin(self, token: str) -> Principal:
         """A producer who may administer the own tenant (operators: every tenant)."""
         principal = self.producer(token)
         if not principal.is_admin:
-            raise AuthError("permission-denied", "admin only")
+            raise refused(errors.ADMIN_ONLY)
         return principal
 
     def operator(self, token: str) -> Principal:
         """A producer who may do what concerns every tenant."""
         principal = self.producer(token)
         if not principal.is_operator:
-            raise AuthError("permission-denied", "operator only")
+            raise refused(errors.OPERATOR_ONLY)
         return principal
 
     def _worker_principal(self, token: str) -> Principal:
+        if self._workers is None and self.has_workers:
+            return self.producer(token).as_worker()
         try:
             if self._workers is None:
-                raise AuthError("unavailable", "worker validator not configured")
+                raise refused(errors.WORKERS_OFF)
             principal = _complete_worker(self._workers.identify(token))
         except AuthError:
             producer = self._producer_as_worker(token)
@@ -254,23 +262,23 @@ def _identify(provider: Provider | None, token: str) -> Principal | None:
         return None
     try:
         return provider.identify(token)
-    except AuthError as refused:
-        if refused.slug != "unauthenticated":
+    except AuthError as error:
+        if error.slug != "unauthenticated":
             raise
         return None
 
 
 def _with_tenant(principal: Principal) -> Principal:
     if not principal.tenant:
-        raise AuthError("permission-denied", "invalid tenant claims")
+        raise refused(errors.TENANT_INVALID)
     return principal
 
 
 def _complete_worker(principal: Principal) -> Principal:
     if not principal.subject:
-        raise unauthenticated("missing subject")
+        raise refused(errors.SUBJECT_MISSING)
     if not principal.has_event_types:
-        raise unauthenticated("missing eventTypes")
+        raise refused(errors.EVENT_TYPES_MISSING)
     if not principal.scopes:
-        raise unauthenticated("missing scope")
+        raise refused(errors.SCOPES_MISSING)
     return principal

@@ -19,11 +19,12 @@ import jwt
 import msgspec
 from jwt.api_jws import PyJWS
 
+from codeq import errors
 from codeq.server.auth import (
-    KEYS_UNAVAILABLE,
     AuthError,
     KeysAwaited,
     Principal,
+    refused,
     unauthenticated,
     words,
 )
@@ -211,7 +212,7 @@ class KeySource:
         self.generation += 1
 
     def _unavailable(self) -> AuthError:
-        return AuthError("unavailable", KEYS_UNAVAILABLE)
+        return refused(errors.KEYS_UNAVAILABLE)
 
 
 # --- where keys come from

@@ -14,9 +14,11 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from codeq import errors
 from codeq.config import Config
 from codeq.engine.shard import Shard
-from codeq.errors import BODY_INVALID, SLUGS, CodeqError, Refusal
+from codeq.errors import SLUGS, CodeqError, Refusal
+from codeq.model import ErrorBody, RateLimitedBody
 from codeq.server.auth import Auth
 from codeq.server.limits import Limits, RateLimited
 from codeq.server.overview import Overviews
@@ -75,58 +77,57 @@ class ClientGone(Exception):
     """The client went away, or sent what is no HTTP, before its request was whole."""
 
 
-def error_body(slug: str, message: str, **more: Any) -> dict[str, Any]:
-    """The one shape of every error."""
-    return {"code": slug, "message": message, "error": message, **more}
-
-
-def error_reply(slug: str, message: str, **more: Any) -> Reply:
-    """An error with the status of its slug; ``more`` are further members of the body."""
-    status, _ = SLUGS[slug]
+def error_reply(
+    slug: str, message: str, http: int | None = None, kind: type[ErrorBody] = ErrorBody, **more: Any
+) -> Reply:
+    """An error with the status of its slug, or with another; ``more`` are the further members of
+    its ``kind``, by the names they have in Python."""
+    status = http or SLUGS[slug][0]
     headers: tuple[Header, ...] = (JSON_TYPE,)
     if status == 503:
         headers += ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),)
     elif status == 401:
         headers += ((b"www-authenticate", b"Bearer"),)
-    return Reply(status, encode(error_body(slug, message, **more)), headers)
+    return Reply(status, encode(kind(slug, message, message, **more)), headers)
 
 
 def limited_reply(limited: RateLimited) -> Reply:
     """429, with the time after which to ask again."""
     seconds = limited.retry_after_seconds
-    body = error_body(
-        limited.slug,
-        limited.message,
-        scope=limited.operation.scope,
-        operation=limited.operation.name,
-        retryAfterSeconds=seconds,
+    operation = limited.operation
+    body = RateLimitedBody(
+        *(limited.slug, limited.message, limited.message),
+        scope=operation.scope,
+        operation=operation.name,
+        retry_after_seconds=seconds,
     )
     return Reply(limited.http, encode(body), (JSON_TYPE, (b"retry-after", b"%d" % seconds)))
 
 
 def refusal_reply(row: Refusal) -> Reply:
     """The answer for one row of the table of refusals."""
-    return error_reply(row.slug, row.message)
+    return error_reply(row.slug, row.message, row.http)
 
 
-def refuse(slug: str, message: str) -> CodeqError:
-    """The exception that ends a request with this refusal."""
-    return CodeqError(slug, message)
+def refuse(row: Refusal, *said: object) -> CodeqError:
+    """The exception that ends a request with this refusal; ``said`` stands in its text for {}."""
+    return CodeqError(row.slug, row.message.format(*said) if said else row.message)
 
 
-NO_ROUTE = error_reply("not-found", "not found")
-INTERNAL = error_reply("internal", "internal error")
-UNAVAILABLE = error_reply("unavailable", "unavailable")
-BYTES_SPENT = error_reply("unavailable", "too many bytes in hand")
-HEADERS_TOO_LARGE = Reply(
-    431, encode(error_body("validation-error", "request headers too large")), (JSON_TYPE, CLOSE)
-)
-BODY_TOO_LARGE = Reply(
-    413, encode(error_body("payload-too-large", "request body too large")), (JSON_TYPE, CLOSE)
-)
-STALLED = Reply(
-    408, encode(error_body("validation-error", "request body stalled")), (JSON_TYPE, CLOSE)
-)
+def _final(row: Refusal) -> Reply:
+    """A refusal after which the connection is of no more use."""
+    reply = refusal_reply(row)
+    return Reply(reply.status, reply.body, (*reply.headers, CLOSE))
+
+
+NO_ROUTE = refusal_reply(errors.PATH_UNKNOWN)
+INTERNAL = refusal_reply(errors.INTERNAL)
+UNAVAILABLE = refusal_reply(errors.UNAVAILABLE)
+BYTES_SPENT = refusal_reply(errors.BYTES_SPENT)
+HEADERS_TOO_LARGE = _final(errors.HEADERS_TOO_LARGE)
+BODY_TOO_LARGE = _final(errors.BODY_TOO_LARGE)
+STALLED = _final(errors.BODY_STALLED)
+INVALID_BODY = refusal_reply(errors.BODY_INVALID)
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -137,9 +138,6 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decoder.decode(body)
     except (ValueError, RecursionError):
         raise Refused(INVALID_BODY) from None
-
-
-INVALID_BODY = refusal_reply(BODY_INVALID)
 
 
 class Edge:
@@ -175,7 +173,7 @@ class Edge:
         """Refuses while no creates are taken, or none of the tenant."""
         self.require_ready()
         if self.shard.refuses_creates is not None:
-            raise refuse("unavailable", self.shard.refuses_creates)
+            raise CodeqError("unavailable", self.shard.refuses_creates)
         if not self.in_flight.room(tenant):
             raise Refused(BYTES_SPENT)
 

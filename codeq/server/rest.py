@@ -1,6 +1,7 @@
 """The REST edge: an ASGI application that finds the route, lets the caller in, and answers.
 
-Errors become statuses here and nowhere else. What the routes do is in the modules rest_...
+Errors become statuses here and nowhere else. Which routes there are is said in routes.py, what
+they do in the modules rest_*.
 """
 
 from __future__ import annotations
@@ -8,31 +9,25 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from codeq import errors
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.server import (
-    auth,
-    logs,
-    rest_admin,
-    rest_leases,
-    rest_operator,
-    rest_subscriptions,
-    rest_tasks,
-    rest_topics,
-)
+from codeq.model import Health
+from codeq.server import logs, pages
 from codeq.server.auth import (
     KEY_WAITS_MAX,
-    KEYS_UNAVAILABLE,
     Auth,
     AuthError,
     KeysAwaited,
     Principal,
     bearer,
+    refused,
 )
 from codeq.server.limits import Limits, RateLimited
 from codeq.server.metrics import Metrics
@@ -55,10 +50,12 @@ from codeq.server.request import (
     Reply,
     Request,
     Send,
+    encode,
     error_reply,
     limited_reply,
     promise,
 )
+from codeq.server.routes import ANY, PREFIX, TABLE, Admit, Route
 from codeq.server.streams import InFlight
 
 if TYPE_CHECKING:
@@ -66,77 +63,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codeq.rest")
 
-PREFIX = b"/v1/codeq"
+BELOW = f"{PREFIX}/".encode()
 #: A sync that runs longer makes the node not ready
 SYNC_SECONDS_MAX = 5
 SERVER: Header = (b"server", b"codeq")
 
-Handler = Callable[[Edge, Request, Principal], Awaitable[Reply]]
-Admit = Callable[[Auth, str], Principal]
-
-
-class Route(NamedTuple):
-    """What a route asks of the token, and what it does."""
-
-    admit: Admit
-    handle: Handler
-
-
-def _worker(scope: str) -> Admit:
-    return lambda known, token: known.worker(token, scope)
-
-
-_CLAIM = _worker(auth.SCOPE_CLAIM)
-
 #: Routes without a variable part, by method and path
 STATIC: dict[tuple[str, bytes], Route] = {
-    ("POST", PREFIX + b"/tasks"): Route(Auth.producer, rest_tasks.create),
-    ("POST", PREFIX + b"/tasks/batch"): Route(Auth.producer, rest_tasks.create_batch),
-    ("POST", PREFIX + b"/tasks/claim"): Route(_CLAIM, rest_leases.claim),
-    ("POST", PREFIX + b"/tasks/claim/batch"): Route(_CLAIM, rest_leases.claim_batch),
-    ("POST", PREFIX + b"/tasks/batch/results"): Route(
-        _worker(auth.SCOPE_RESULT), rest_leases.result_batch
-    ),
-    ("POST", PREFIX + b"/workers/subscriptions"): Route(
-        _worker(auth.SCOPE_SUBSCRIBE), rest_subscriptions.subscribe
-    ),
-    ("POST", PREFIX + b"/admin/backup"): Route(Auth.operator, rest_operator.backup),
-    ("GET", PREFIX + b"/raft/status"): Route(Auth.any, rest_tasks.raft_status),
-    ("GET", PREFIX + b"/admin/queues"): Route(Auth.admin, rest_admin.queues),
-    ("GET", PREFIX + b"/admin/overview"): Route(Auth.admin, rest_admin.overview),
-    ("GET", PREFIX + b"/admin/tasks"): Route(Auth.admin, rest_admin.tasks),
-    ("POST", PREFIX + b"/admin/tasks/cleanup"): Route(Auth.admin, rest_admin.cleanup),
+    (route.method, route.path.encode()): route for route in TABLE if "{" not in route.path
 }
-#: Routes with variable parts, written {}, by method and path behind the prefix
+#: The others, by method and path behind the prefix with {} for each variable part
 VARIABLE: dict[tuple[str, bytes], Route] = {
-    ("GET", b"tasks/{}"): Route(Auth.any, rest_tasks.get_task),
-    ("GET", b"tasks/{}/result"): Route(Auth.any, rest_tasks.get_result),
-    ("GET", b"tasks/{}/artifacts/{}"): Route(Auth.any, rest_tasks.get_artifact),
-    ("POST", b"tasks/{}/heartbeat"): Route(_worker(auth.SCOPE_HEARTBEAT), rest_leases.heartbeat),
-    ("POST", b"tasks/{}/abandon"): Route(_worker(auth.SCOPE_ABANDON), rest_leases.abandon),
-    ("POST", b"tasks/{}/nack"): Route(_worker(auth.SCOPE_NACK), rest_leases.nack),
-    ("POST", b"tasks/{}/result"): Route(_worker(auth.SCOPE_RESULT), rest_leases.result),
-    ("POST", b"workers/subscriptions/{}/heartbeat"): Route(
-        _worker(auth.SCOPE_SUBSCRIBE), rest_subscriptions.heartbeat
-    ),
-    ("POST", b"tasks/{}/cancel"): Route(Auth.producer, rest_tasks.cancel),
-    ("GET", b"admin/queues/{}"): Route(Auth.admin, rest_admin.queue_stats),
-    ("GET", b"admin/queues/{}/dead"): Route(Auth.admin, rest_admin.dead),
-    ("POST", b"admin/queues/{}/dead/requeue"): Route(Auth.admin, rest_admin.requeue),
-    ("POST", b"admin/queues/{}/dead/purge"): Route(Auth.admin, rest_admin.purge_dead),
-    ("POST", b"admin/queues/{}/pause"): Route(Auth.admin, rest_admin.pause),
-    ("POST", b"admin/queues/{}/resume"): Route(Auth.admin, rest_admin.resume),
-    ("POST", b"admin/queues/{}/purge"): Route(Auth.admin, rest_admin.purge_waiting),
-    ("PUT", b"admin/topics/{}"): Route(Auth.admin, rest_topics.put),
-    ("GET", b"admin/topics/{}"): Route(Auth.admin, rest_topics.get),
-    ("DELETE", b"admin/topics/{}"): Route(Auth.admin, rest_topics.delete),
+    (route.method, re.sub(r"\{\w+\}", "{}", route.path)[len(BELOW) :].encode()): route
+    for route in TABLE
+    if "{" in route.path
 }
-#: What spans call a route
-NAMES: dict[Route, str] = {
-    **{route: path.decode() for (_, path), route in STATIC.items()},
-    **{route: f"{PREFIX.decode()}/{path.decode()}" for (_, path), route in VARIABLE.items()},
-}
-_HEALTHY = Reply(200, b'{"status":"ok"}')
+_HEALTHY = Reply(200, encode(Health("ok")))
 
 
 class RestApp:
@@ -157,8 +99,12 @@ class RestApp:
         self.leaving = False
         self._metrics = metrics
         self._tracer = tracer
-        self._open = {b"/healthz": self._healthz, b"/readyz": self._readyz}
-        self._open[b"/metrics"] = self._scrape
+        self.open: dict[bytes, Callable[[], Reply]] = {
+            b"/healthz": self._healthz,
+            b"/readyz": self._readyz,
+            b"/metrics": self._scrape,
+            **{path: partial(_same, reply) for path, reply in pages.replies(config).items()},
+        }
 
     def stop(self) -> None:
         """Ends the waits; readyz and what needs the shard answer 503 from now on."""
@@ -192,7 +138,7 @@ class RestApp:
         route = self._route(method, path, request)
         if route is None or self._tracer is None:
             return await self._answer(method, path, request)
-        with self._tracer.request(method, NAMES[route], request.headers) as answered:
+        with self._tracer.request(method, route.path, request.headers) as answered:
             reply = await self._answer(method, path, request)
             answered(reply.status)
             return reply
@@ -206,14 +152,15 @@ class RestApp:
             if route is None:
                 return self._outside(method, path)
             token = bearer_of(request, route)
+            admit = route.access.admit
             try:
-                principal = route.admit(self.edge.auth, token)
+                principal = admit(self.edge.auth, token)
             except KeysAwaited as awaited:
-                principal = await self._admit_later(route, token, awaited)
+                principal = await self._admit_later(admit, token, awaited)
             request.tenant = principal.tenant
             return await route.handle(self.edge, request, principal)
-        except Refused as refused:
-            return refused.reply
+        except Refused as ended:
+            return ended.reply
         except RateLimited as limited:
             return limited_reply(limited)
         except CodeqError as error:
@@ -224,8 +171,8 @@ class RestApp:
             log.exception("a fault in %s %s", method, path.decode("ascii", "replace"))
             return INTERNAL
 
-    async def _admit_later(self, route: Route, token: str, awaited: KeysAwaited) -> Principal:
-        """As ``route.admit``, once the keys that it needs have come or could not be had."""
+    async def _admit_later(self, admit: Admit, token: str, awaited: KeysAwaited) -> Principal:
+        """As ``admit``, once the keys that it needs have come or could not be had."""
         edge = self.edge
         for _ in range(KEY_WAITS_MAX):
             come, done = promise(edge.loop)
@@ -239,23 +186,23 @@ class RestApp:
             if edge.stopping:
                 raise Refused(UNAVAILABLE)
             try:
-                return route.admit(edge.auth, token)
+                return admit(edge.auth, token)
             except KeysAwaited as again:
                 awaited = again
-        raise AuthError("unavailable", KEYS_UNAVAILABLE)
+        raise refused(errors.KEYS_UNAVAILABLE)
 
     def _route(self, method: str, path: bytes, request: Request) -> Route | None:
         route = STATIC.get((method, path))
         if route is not None:
             return route
         path = path.removesuffix(b"/")
-        if not path.startswith(PREFIX + b"/"):
+        if not path.startswith(BELOW):
             return None
         return STATIC.get((method, path)) or _variable(method, path, request)
 
     def _outside(self, method: str, path: bytes) -> Reply:
         """The routes that need no token, and all that is no route."""
-        handle = self._open.get(path.removesuffix(b"/") or path)
+        handle = self.open.get(path.removesuffix(b"/") or path)
         return NO_ROUTE if handle is None or method != "GET" else handle()
 
     def _healthz(self) -> Reply:
@@ -274,9 +221,13 @@ class RestApp:
         return Reply(200, self._metrics.scrape(), ((b"content-type", self._metrics.content_type),))
 
 
+def _same(reply: Reply) -> Reply:
+    return reply
+
+
 def _variable(method: str, path: bytes, request: Request) -> Route | None:
     """The route of a path with variable parts, which are left in the request."""
-    parts = path[len(PREFIX) + 1 :].split(b"/")
+    parts = path[len(BELOW) :].split(b"/")
     place = 1 if parts[0] == b"tasks" else 2
     if len(parts) <= place or not parts[place]:
         return None
@@ -291,9 +242,9 @@ def bearer_of(request: Request, route: Route) -> str:
     """The token of the request; routes open to any token say only that theirs is invalid."""
     try:
         return bearer(request.headers.get(b"authorization"))
-    except auth.AuthError:
-        if route.admit is Auth.any:
-            raise auth.AuthError("unauthenticated", "invalid token") from None
+    except AuthError:
+        if route.access is ANY:
+            raise refused(errors.TOKEN_INVALID) from None
         raise
 
 

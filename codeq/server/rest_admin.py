@@ -18,8 +18,19 @@ import msgspec
 from codeq.engine.queues import Depths
 from codeq.engine.shard import TaskView
 from codeq.engine.stored import Wanted
-from codeq.errors import COMMAND_INVALID
+from codeq.errors import (
+    BATCH_TOO_LARGE,
+    BEFORE_INVALID,
+    COMMAND_INVALID,
+    CURSOR_INVALID,
+    LIMIT_INVALID,
+    STATE_INVALID,
+    STATUS_INVALID,
+)
 from codeq.model import (
+    BLANKS,
+    CLEANUP_LIMIT_MAX,
+    DEAD_IDS_MAX,
     INT32_MAX,
     TIME_MAX_MS,
     TIME_MIN_MS,
@@ -40,14 +51,12 @@ from codeq.server.auth import Principal
 from codeq.server.limits import CLEANUP
 from codeq.server.request import (
     Edge,
-    Refused,
     Reply,
     Request,
     decode,
     encode,
-    error_reply,
     promise,
-    refusal_reply,
+    refuse,
     settle,
 )
 from codeq.server.views import COMPLETED, DEAD, DELAYED, FAILED, LEASED, READY, task_of
@@ -60,9 +69,7 @@ PAGE_BYTES_MAX = 4 << 20
 #: queues in one overview
 OVERVIEW_QUEUES_MAX = 10_000
 OVERVIEW_QUEUES_DEFAULT = 1_000
-DEAD_IDS_MAX = 1_000
 DEAD_LIMIT_DEFAULT = 100
-CLEANUP_LIMIT_MAX = 10_000
 CLEANUP_LIMIT_DEFAULT = 1_000
 #: states of the engine, a bit for each, by status
 STATES = {
@@ -98,9 +105,9 @@ def changed(request: Request, principal: Principal) -> str:
 
 def _command(text: str) -> str:
     """A command as queues are named by it."""
-    command = text.strip()
+    command = text.strip(BLANKS)
     if not command or len(command.encode()) > COMMAND_BYTES_MAX or any(map(_is_control, command)):
-        raise Refused(refusal_reply(COMMAND_INVALID))
+        raise refuse(COMMAND_INVALID)
     return command
 
 
@@ -108,18 +115,14 @@ def _is_control(char: str) -> bool:
     return unicodedata.category(char) == "Cc"
 
 
-def _bad(what: str) -> Refused:
-    return Refused(error_reply("validation-error", f"invalid {what}"))
-
-
 def _limit(text: str, default: int = PAGE_TASKS_DEFAULT, most: int = PAGE_TASKS_MAX) -> int:
     """``limit`` of a list."""
     if not text:
         return default
     if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most))):
-        raise _bad("limit")
+        raise refuse(LIMIT_INVALID)
     if not 1 <= int(text) <= most:
-        raise _bad("limit")
+        raise refuse(LIMIT_INVALID)
     return int(text)
 
 
@@ -128,7 +131,7 @@ def _cursor(text: str) -> int:
     if not text:
         return 0
     if not _CURSOR.fullmatch(text):
-        raise _bad("cursor")
+        raise refuse(CURSOR_INVALID)
     return int(text, 16)
 
 
@@ -196,7 +199,7 @@ async def purge_waiting(edge: Edge, request: Request, principal: Principal) -> R
     command = _command(request.text())
     state = decode(_purge, await request.body(edge) or b"{}").state
     if state not in ("ready", "delayed", "all"):
-        raise _bad("state")
+        raise refuse(STATE_INVALID)
     edge.require_ready()
     answer, done = promise(edge.loop)
     edge.shard.queues.purge_waiting(
@@ -252,10 +255,9 @@ async def _dead_letters(
     body = decode(_dead, await request.body(edge) or b"{}")
     limit = DEAD_LIMIT_DEFAULT if body.limit is None else body.limit
     if body.ids is not None and len(body.ids) > DEAD_IDS_MAX:
-        message = f"batch size exceeds maximum of {DEAD_IDS_MAX}"
-        raise Refused(error_reply("validation-error", message))
+        raise refuse(BATCH_TOO_LARGE, DEAD_IDS_MAX)
     if not 1 <= limit <= INT32_MAX:
-        raise _bad("limit")
+        raise refuse(LIMIT_INVALID)
     edge.require_ready()
     answer, done = promise(edge.loop)
     change(changed(request, principal), command, body.ids, limit, done)
@@ -270,7 +272,7 @@ async def tasks(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /admin/tasks"""
     status = request.parameter(b"status")
     if status and status not in STATES:
-        raise _bad("status")
+        raise refuse(STATUS_INVALID)
     named = request.parameter(b"command")
     command = _command(named) if named else None
     page = await _page(edge, request, principal, command, STATES.get(status, ALL_STATES))
@@ -307,7 +309,7 @@ async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
     body = decode(_cleanup, await request.body(edge) or b"{}")
     before_ms = edge.clock.now_ms() if body.before is None else parse_rfc3339(body.before)
     if before_ms is None or not TIME_MIN_MS <= before_ms <= TIME_MAX_MS:
-        raise Refused(error_reply("validation-error", "invalid 'before' (use RFC3339)"))
+        raise refuse(BEFORE_INVALID)
     limit = body.limit or 0
     limit = min(limit, CLEANUP_LIMIT_MAX) if limit > 0 else CLEANUP_LIMIT_DEFAULT
     edge.require_ready()

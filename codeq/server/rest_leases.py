@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -12,20 +13,26 @@ from codeq.engine._wire import Finishes
 from codeq.engine.shard import ClaimRequest, Delivery
 from codeq.errors import OK, Refusal
 from codeq.model import (
+    BLANKS,
     CLAIM_WAIT_SECONDS_MAX,
     COMMANDS_MAX,
     INT32_MAX,
     WORKER_ID_BYTES_MAX,
+    ClaimBatchBody,
     ClaimBody,
-    CreatedItem,
+    GivenBack,
+    HeartbeatBody,
     ItemRefusal,
     LeaseBody,
+    LeaseKept,
+    NackBody,
+    Nacked,
     RawResultBatchBody,
     ResultBatchBody,
     ResultBody,
     ResultItem,
+    ResultItems,
     ResultRecord,
-    Results,
     Tasks,
 )
 from codeq.server import artifacts
@@ -41,7 +48,6 @@ from codeq.server.request import (
     Request,
     decode,
     encode,
-    error_reply,
     promise,
     refusal_reply,
     refuse,
@@ -54,14 +60,19 @@ ESCAPED_BYTES_PER_BYTE = 6
 TASK_OVERHEAD_BYTES = 1024
 COMMAND_BYTES_MAX = 256
 
+T = TypeVar("T")
+
 _claim = msgspec.json.Decoder(ClaimBody)
-_lease = msgspec.json.Decoder(LeaseBody)
+_claim_batch = msgspec.json.Decoder(ClaimBatchBody)
+_heartbeat = msgspec.json.Decoder(HeartbeatBody)
+_abandon = msgspec.json.Decoder(LeaseBody)
+_nack = msgspec.json.Decoder(NackBody)
 _result = msgspec.json.Decoder(ResultBody)
 _result_batch = msgspec.json.Decoder(ResultBatchBody)
 _raw_result_batch = msgspec.json.Decoder(RawResultBatchBody)
 
-_HEARTBEAT_DONE = Reply(200, b'{"ok":true}')
-_ABANDON_DONE = Reply(200, b'{"status":"requeued"}')
+_HEARTBEAT_DONE = Reply(200, encode(LeaseKept(True)))
+_ABANDON_DONE = Reply(200, encode(GivenBack("requeued")))
 _REFUSALS = {row.number or 0: refusal_reply(row) for row in errors.BY_NUMBER.values()}
 
 
@@ -78,12 +89,12 @@ async def claim(edge: Edge, request: Request, principal: Principal) -> Reply:
 async def claim_batch(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/claim/batch"""
     _admit(edge, principal)
-    body = decode(_claim, await request.body(edge))
-    if body.count is None or body.count < 1:
+    body = decode(_claim_batch, await request.body(edge))
+    if body.count < 1:
         raise Refused(INVALID_BODY)
     largest = edge.config.limits.claim_batch
     if body.count > largest:
-        return error_reply("validation-error", f"count exceeds maximum of {largest}")
+        raise refuse(errors.COUNT_TOO_LARGE, largest)
     return await _claimed(edge, request, principal, body, count=body.count, single=False)
 
 
@@ -172,13 +183,13 @@ def _commands(
     """(commands, in the order given): those named, else all the token allows (None = every one)."""
     if not named:
         return (None if principal.any_command else principal.event_types), False
-    commands = tuple(dict.fromkeys(name.strip().encode() for name in named if name.strip()))
+    commands = tuple(dict.fromkeys(name.encode() for text in named if (name := text.strip(BLANKS))))
     if len(commands) > COMMANDS_MAX:
         raise Refused(INVALID_BODY)
     if not commands or not all(principal.may_claim(command) for command in commands):
-        raise refuse("permission-denied", "event type not allowed")
+        raise refuse(errors.EVENT_TYPE_DENIED)
     if any(len(command) > COMMAND_BYTES_MAX for command in commands):
-        raise refuse("validation-error", errors.COMMAND_INVALID.message)
+        raise refuse(errors.COMMAND_INVALID)
     return commands, True
 
 
@@ -207,7 +218,7 @@ def _worker_id(text: str | None) -> str:
 
 async def heartbeat(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/{id}/heartbeat"""
-    body = await _lease_body(edge, request, principal)
+    body = await _lease_body(edge, request, _heartbeat)
     answer, done = promise(edge.loop)
     edge.shard.heartbeat(
         request.text(),
@@ -224,7 +235,7 @@ async def heartbeat(edge: Edge, request: Request, principal: Principal) -> Reply
 
 async def abandon(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/{id}/abandon"""
-    body = await _lease_body(edge, request, principal)
+    body = await _lease_body(edge, request, _abandon)
     answer, done = promise(edge.loop)
     edge.shard.abandon(
         request.text(),
@@ -240,7 +251,7 @@ async def abandon(edge: Edge, request: Request, principal: Principal) -> Reply:
 
 async def nack(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /tasks/{id}/nack: the answer says the delay that was applied."""
-    body = await _lease_body(edge, request, principal)
+    body = await _lease_body(edge, request, _nack)
     answer, done = promise(edge.loop)
     edge.shard.nack(
         request.text(),
@@ -255,13 +266,11 @@ async def nack(edge: Edge, request: Request, principal: Principal) -> Reply:
     number, delay, dead = await answer
     if number != OK:
         return _REFUSALS[number]
-    if dead:
-        return Reply(200, b'{"status":"dlq","delaySeconds":0}')
-    return Reply(200, b'{"status":"requeued","delaySeconds":%d}' % delay)
+    return Reply(200, encode(Nacked("dlq", 0) if dead else Nacked("requeued", delay)))
 
 
-async def _lease_body(edge: Edge, request: Request, principal: Principal) -> LeaseBody:
-    body = decode(_lease, await request.body(edge) or b"{}")
+async def _lease_body(edge: Edge, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
+    body = decode(decoder, await request.body(edge) or b"{}")
     edge.require_ready()
     return body
 
@@ -297,19 +306,19 @@ async def result_batch(edge: Edge, request: Request, principal: Principal) -> Re
         raise Refused(INVALID_BODY)
     largest = edge.config.limits.result_batch
     if len(items) > largest:
-        return error_reply("validation-error", f"batch size exceeds maximum of {largest}")
+        raise refuse(errors.BATCH_TOO_LARGE, largest)
     edge.require_ready()
     batch = Batch(edge, principal, _worker_id(worker))
     for item in items:
         batch.add(item)
     answers = await batch.finish()
-    results: list[CreatedItem | ResultItem | ItemRefusal] = [
+    results: list[ResultItem | ItemRefusal] = [
         item_refusal(answer, task_id)
         if isinstance(answer, Refusal)
         else ResultItem(task_id, answer)
         for task_id, answer in zip(batch.task_ids, answers, strict=True)
     ]
-    return Reply(200, encode(Results(results)))
+    return Reply(200, encode(ResultItems(results)))
 
 
 def _result_items(body: bytes) -> tuple[list[ResultBody | None], str | None]:
@@ -320,7 +329,7 @@ def _result_items(body: bytes) -> tuple[list[ResultBody | None], str | None]:
         return list(batch.results or ()), batch.worker_id
     except Refused:
         raw = decode(_raw_result_batch, body)
-        return [_result_item(bytes(item)) for item in raw.results or ()], raw.worker_id
+        return [_result_item(bytes(item)) for item in raw.results], raw.worker_id
 
 
 def _result_item(raw: bytes) -> ResultBody | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from codeq.engine.backup import Backup, is_name
-from codeq.errors import CodeqError
+from codeq.errors import BACKUP_NAME_INVALID, CodeqError
 from codeq.model import BackupBody, BackupMade
 from codeq.server.auth import Principal
 from codeq.server.request import (
@@ -14,8 +14,8 @@ from codeq.server.request import (
     Request,
     decode,
     encode,
-    error_reply,
     promise,
+    refuse,
 )
 
 _backup = msgspec.json.Decoder(BackupBody)
@@ -26,10 +26,10 @@ async def backup(edge: Edge, request: Request, principal: Principal) -> Reply:
     edge.require_ready()
     name = decode(_backup, await request.body(edge)).name
     if not is_name(name):
-        return error_reply("validation-error", "invalid name")
+        raise refuse(BACKUP_NAME_INVALID)
     answer, done = promise(edge.loop)
     edge.shard.backups.make(name, done)
     outcome: Backup | CodeqError = await answer
     if isinstance(outcome, CodeqError):
-        return error_reply(outcome.slug, outcome.message)
+        raise outcome
     return Reply(201, encode(BackupMade(outcome.path, outcome.bytes)))

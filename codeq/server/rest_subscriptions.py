@@ -8,10 +8,13 @@ from typing import cast
 
 import msgspec
 
+from codeq import errors
 from codeq.engine.subscriptions import Available, Mode, Subscription
 from codeq.model import (
+    BLANKS,
     CLAIM_WAIT_SECONDS_MAX,
     COMMANDS_MAX,
+    DELIVERY_MODES,
     INT32_MAX,
     AvailableQueue,
     SubscribeBody,
@@ -29,19 +32,18 @@ from codeq.server.request import (
     Request,
     decode,
     encode,
-    error_reply,
     promise,
+    refusal_reply,
     refuse,
 )
 
 TTL_SECONDS = 300
 TTL_SECONDS_MAX = 86_400
 GROUP_BYTES_MAX = 256
-MODES = ("fanout", "group", "hash")
 
 _subscribe = msgspec.json.Decoder(SubscribeBody)
 _heartbeat = msgspec.json.Decoder(SubscriptionHeartbeatBody)
-_ABSENT = error_reply("not-found", "not-found")
+_ABSENT = refusal_reply(errors.NOT_FOUND)
 
 
 async def subscribe(edge: Edge, request: Request, principal: Principal) -> Reply:
@@ -50,7 +52,7 @@ async def subscribe(edge: Edge, request: Request, principal: Principal) -> Reply
     edge.require_ready()
     url = (body.callback_url or "").strip()
     if url and not edge.shard.target_valid(url):
-        raise refuse("validation-error", "invalid callback url")
+        raise refuse(errors.CALLBACK_INVALID)
     mode = _mode(body.delivery_mode)
     group = _group(body.group_id, mode)
     commands = _commands(body.event_types, principal)
@@ -68,7 +70,7 @@ async def subscribe(edge: Edge, request: Request, principal: Principal) -> Reply
     )
     made: Subscription | None = await answer
     if made is None:
-        raise refuse("unavailable", "too many subscriptions")
+        raise refuse(errors.SUBSCRIPTIONS_FULL)
     return Reply(200, encode(Subscribed(made.id, rfc3339(made.expires_ms))))
 
 
@@ -111,17 +113,17 @@ async def heartbeat(edge: Edge, request: Request, principal: Principal) -> Reply
 
 def _mode(text: str | None) -> Mode:
     mode = (text or "").strip() or "fanout"
-    if mode not in MODES:
-        raise refuse("validation-error", "invalid deliveryMode")
+    if mode not in DELIVERY_MODES:
+        raise refuse(errors.MODE_INVALID)
     return cast(Mode, mode)
 
 
 def _group(text: str | None, mode: Mode) -> str:
     group = (text or "").strip()
     if mode == "group" and not group:
-        raise refuse("validation-error", "groupId is required")
+        raise refuse(errors.GROUP_REQUIRED)
     if len(group.encode()) > GROUP_BYTES_MAX:
-        raise refuse("validation-error", "invalid groupId")
+        raise refuse(errors.GROUP_INVALID)
     return group
 
 
@@ -131,7 +133,7 @@ def _commands(named: list[str] | None, principal: Principal) -> tuple[str, ...] 
         if principal.any_command:
             return None
         return tuple(command.decode() for command in principal.event_types)
-    commands = tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
+    commands = tuple(dict.fromkeys(name for text in named if (name := text.strip(BLANKS))))
     if len(commands) > COMMANDS_MAX:
         raise Refused(INVALID_BODY)
     every = WILDCARD in commands
@@ -139,7 +141,7 @@ def _commands(named: list[str] | None, principal: Principal) -> tuple[str, ...] 
         not every and all(principal.may_claim(command.encode()) for command in commands)
     )
     if not commands or not allowed:
-        raise refuse("permission-denied", "event type not allowed")
+        raise refuse(errors.EVENT_TYPE_DENIED)
     return None if every else commands
 
 

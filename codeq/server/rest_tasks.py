@@ -11,13 +11,16 @@ from msgspec import Raw
 from codeq.engine._wire import Creates
 from codeq.engine.shard import TaskView
 from codeq.errors import (
+    BATCH_TOO_LARGE,
     BODY_INVALID,
     BY_NUMBER,
     DELAY_INVALID,
     NOT_PENDING,
     OK,
     PRIORITY_INVALID,
+    RESULT_ABSENT,
     RUN_AT_INVALID,
+    TASK_ABSENT,
     TASK_NOT_FOUND,
     UNAVAILABLE,
     Refusal,
@@ -29,10 +32,11 @@ from codeq.model import (
     CreateBatchBody,
     CreateBody,
     CreatedItem,
+    CreatedItems,
     ItemRefusal,
+    RaftStatus,
     RawCreateBatchBody,
-    ResultItem,
-    Results,
+    ResultAbsentBody,
     Task,
     TaskResult,
     parse_rfc3339,
@@ -52,6 +56,7 @@ from codeq.server.request import (
     error_reply,
     promise,
     refusal_reply,
+    refuse,
     settle,
 )
 from codeq.server.views import item_refusal, record_of, task_of
@@ -64,14 +69,14 @@ _create_batch = msgspec.json.Decoder(CreateBatchBody)
 _raw_list = msgspec.json.Decoder(list[Raw])
 _raw_batch = msgspec.json.Decoder(RawCreateBatchBody)
 
-_TASK_ABSENT = error_reply("not-found", "not found")
+_TASK_ABSENT = refusal_reply(TASK_ABSENT)
 _RESULT_TASK_ABSENT = refusal_reply(TASK_NOT_FOUND)
 _DOWNLOAD: tuple[Header, ...] = (
     (b"content-disposition", b"attachment"),
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"sandbox; default-src 'none'"),
 )
-_RAFT_OFF = Reply(200, b'{"enabled":false,"numGroups":0}')
+_RAFT_OFF = Reply(200, encode(RaftStatus(False, 0)))
 
 
 # --- creates -------------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ async def create_batch(edge: Edge, request: Request, principal: Principal) -> Re
         raise Refused(INVALID_BODY)
     largest = edge.config.limits.create_batch
     if len(items) > largest:
-        return error_reply("validation-error", f"batch size exceeds maximum of {largest}")
+        raise refuse(BATCH_TOO_LARGE, largest)
     edge.limits.admit(CREATE_TASK, principal, len(items))
     creates = Creates()
     trace = _trace(request)
@@ -114,11 +119,11 @@ async def create_batch(edge: Edge, request: Request, principal: Principal) -> Re
         else:
             payload = bytes(item.payload)
             _add(creates, item, payload or b"null", trace)
-    results: list[CreatedItem | ResultItem | ItemRefusal] = [
+    results: list[CreatedItem | ItemRefusal] = [
         item_refusal(made) if isinstance(made, Refusal) else CreatedItem(made)
         for made in await _make(edge, creates, principal)
     ]
-    return Reply(200, encode(results if bare else Results(results)))
+    return Reply(200, encode(results if bare else CreatedItems(results)))
 
 
 def _batch_items(body: bytes, *, bare: bool) -> list[CreateBody | None]:
@@ -127,7 +132,7 @@ def _batch_items(body: bytes, *, bare: bool) -> list[CreateBody | None]:
         items = decode(_create_list, body) if bare else decode(_create_batch, body).tasks
         return [*(items or ())]
     except Refused:
-        raws = decode(_raw_list, body) if bare else decode(_raw_batch, body).tasks or []
+        raws = decode(_raw_list, body) if bare else decode(_raw_batch, body).tasks
         return [_batch_item(bytes(raw)) for raw in raws]
 
 
@@ -240,7 +245,9 @@ async def get_result(edge: Edge, request: Request, principal: Principal) -> Repl
         return _RESULT_TASK_ABSENT
     task = task_of(view)
     if not view.has_record:
-        return error_reply("not-found", "result not found", status=task.status)
+        return error_reply(
+            RESULT_ABSENT.slug, RESULT_ABSENT.message, kind=ResultAbsentBody, status=task.status
+        )
     return Reply(200, encode(TaskResult(task, record_of(view))))
 
 

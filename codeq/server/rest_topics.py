@@ -8,7 +8,26 @@ import re
 import msgspec
 
 from codeq.engine.policies import Policy, Topic
-from codeq.model import INT32_MAX, TopicBody, TopicPolicy, TopicShown, rfc3339
+from codeq.errors import (
+    DELETION_POLICY_REQUIRED,
+    TOPIC_ABSENT,
+    TOPIC_BODY_INVALID,
+    TOPIC_INVALID,
+    TOPICS_UNAVAILABLE,
+)
+from codeq.model import (
+    INT32_MAX,
+    TOPIC_ATTEMPTS_MAX,
+    TOPIC_CONSUMERS_MAX,
+    TOPIC_NAME_CHARS_MAX,
+    TOPIC_TIER_MAX,
+    TOPIC_TIERS_MAX,
+    TopicBody,
+    TopicPolicy,
+    TopicShown,
+    UnprocessableBody,
+    rfc3339,
+)
 from codeq.server.auth import Principal
 from codeq.server.request import (
     NO_CONTENT,
@@ -25,13 +44,8 @@ from codeq.server.request import (
 from codeq.server.rest_admin import changed
 
 BODY_BYTES_MAX = 1 << 20
-TIERS_MAX = 10
-TIER_MAX = 10
-ATTEMPTS_MAX = 100
-CONSUMERS_MAX = 10_000
-NAME_CHARS_MAX = 63
 _NAME = re.compile("[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_A_NAME = f"must be a lower-case DNS label of at most {NAME_CHARS_MAX} characters"
+_A_NAME = f"must be a lower-case DNS label of at most {TOPIC_NAME_CHARS_MAX} characters"
 
 _body = msgspec.json.Decoder(TopicBody)
 
@@ -61,7 +75,7 @@ async def get(edge: Edge, request: Request, principal: Principal) -> Reply:
     edge.shard.policies.get(tenant, name, done)
     topic: Topic | None = await answer
     if topic is None:
-        raise refuse("not-found", f'queue topic "{tenant}.{name}" not found')
+        raise refuse(TOPIC_ABSENT, f"{tenant}.{name}")
     return Reply(200, encode(_shown(tenant, name, topic)))
 
 
@@ -69,7 +83,7 @@ async def delete(edge: Edge, request: Request, principal: Principal) -> Reply:
     """DELETE /admin/topics/{topicName}?deletionPolicy=Delete"""
     await request.body(edge)
     if request.parameter(b"deletionPolicy") != "Delete":
-        raise refuse("validation-error", "deletionPolicy=Delete is required")
+        raise refuse(DELETION_POLICY_REQUIRED)
     name = _named(request)
     _require_ready(edge)
     answer: asyncio.Future[None] = edge.loop.create_future()
@@ -80,8 +94,7 @@ async def delete(edge: Edge, request: Request, principal: Principal) -> Reply:
 
 def _require_ready(edge: Edge) -> None:
     if edge.stopping or not edge.shard.ready:
-        why = "the server is stopping"
-        raise refuse("unavailable", f"queue topic administration unavailable: {why}")
+        raise refuse(TOPICS_UNAVAILABLE, "the server is stopping")
 
 
 def _shown(tenant: str, name: str, topic: Topic) -> TopicShown:
@@ -118,15 +131,16 @@ def _decode(body: bytes) -> TopicBody:
 
 
 def _malformed(why: str) -> Exception:
-    return refuse("validation-error", f"invalid request body: {why}")
+    return refuse(TOPIC_BODY_INVALID, why)
 
 
 def _invalid(field: str, why: str) -> Refused:
-    return Refused(error_reply("unprocessable", f"invalid {field}: {why}", field=field))
+    message = TOPIC_INVALID.message.format(field, why)
+    return Refused(error_reply(TOPIC_INVALID.slug, message, kind=UnprocessableBody, field=field))
 
 
 def _is_name(text: str) -> bool:
-    return len(text) <= NAME_CHARS_MAX and _NAME.fullmatch(text) is not None
+    return len(text) <= TOPIC_NAME_CHARS_MAX and _NAME.fullmatch(text) is not None
 
 
 def _named(request: Request) -> str:
@@ -146,20 +160,20 @@ def _policy(body: TopicBody, name: str) -> Policy:
         raise _invalid("deadLetterTopicRef", "must be another topic")
     return Policy(
         _tiers(body.priority_tiers),
-        _number("maxAttempts", body.max_attempts, 1, ATTEMPTS_MAX),
+        _number("maxAttempts", body.max_attempts, 1, TOPIC_ATTEMPTS_MAX),
         reference,
         _number("retentionSeconds", body.retention_seconds or 0, 0, INT32_MAX),
-        _number("maxConsumers", body.max_consumers or 0, 0, CONSUMERS_MAX),
+        _number("maxConsumers", body.max_consumers or 0, 0, TOPIC_CONSUMERS_MAX),
     )
 
 
 def _tiers(tiers: list[int] | None) -> tuple[int, ...]:
     if tiers is None:
         raise _invalid("priorityTiers", "is required")
-    if not 1 <= len(tiers) <= TIERS_MAX:
-        raise _invalid("priorityTiers", f"must have 1 to {TIERS_MAX} tiers")
-    if not all(0 <= tier <= TIER_MAX for tier in tiers):
-        raise _invalid("priorityTiers", f"each must be 0 to {TIER_MAX}")
+    if not 1 <= len(tiers) <= TOPIC_TIERS_MAX:
+        raise _invalid("priorityTiers", f"must have 1 to {TOPIC_TIERS_MAX} tiers")
+    if not all(0 <= tier <= TOPIC_TIER_MAX for tier in tiers):
+        raise _invalid("priorityTiers", f"each must be 0 to {TOPIC_TIER_MAX}")
     if len(set(tiers)) != len(tiers):
         raise _invalid("priorityTiers", "must be different from each other")
     return tuple(sorted(tiers))

@@ -22,7 +22,6 @@ from codeq.engine import _wire
 from codeq.engine.shard import Shard
 from codeq.server.auth import (
     KEY_WAITS_MAX,
-    KEYS_UNAVAILABLE,
     Auth,
     AuthError,
     KeysAwaited,
@@ -364,7 +363,7 @@ class Session:
         self._release(1, size)
         self._key_waits += 1
         if self._key_waits > KEY_WAITS_MAX:
-            self.end("UNAVAILABLE", KEYS_UNAVAILABLE)
+            self.end("UNAVAILABLE", errors.KEYS_UNAVAILABLE.message)
             return
 
         def come() -> None:
