@@ -27,6 +27,7 @@ from codeq.engine._wire import format_id
 from codeq.engine.check import Report, check
 from codeq.engine.clock import FakeClock
 from codeq.engine.deliveries import rests_on
+from codeq.engine.policies import Policy
 from codeq.engine.store import Store, synced_sequence, write_synced
 from codeq.errors import StoreError
 from tests.engine_disk import MINE, NOW, TENANT, Disk, claimed, finish, make
@@ -330,6 +331,28 @@ def test_T18_a_pending_webhook_is_kept_when_its_records_are(tmp_path: Path, lost
     node.settle()
     assert {outcome.task_id for outcome in outcomes} <= set(ids)
     assert len(outcomes) == deliveries.pending and not node.faults
+    node.close()
+
+
+def test_a_damaged_rule_is_named_and_given_up(tmp_path: Path) -> None:
+    node = Node(tmp_path / "data")
+    node.create()
+    node.ask_done(node.shard.queues.pause, "t", "job")
+    policy = Policy((0,), 1, "x")
+    for name in ("mail", "job"):
+        node.ask(node.shard.policies.put, "t", name, policy)
+    node.close()
+    for key in (b"pqt\0job", b"ptt\0mail"):
+        change(node.path, key)
+    report = repair(node.path, node.clock)
+    assert [line.partition(" (key")[0] for line in report.damage] == [
+        "pause of queue", "topic policy",
+    ]  # fmt: skip
+    assert report.given_up == ["pause of queue t job", "topic policy t mail"]
+    node._open()
+    assert not node.shard.queues.paused("t", "job")
+    assert node.shard.policies.find("t", "mail") is None
+    assert node.shard.policies.find("t", "job").policy == policy
     node.close()
 
 

@@ -436,7 +436,7 @@ def test_stop_flushes_acknowledgements_and_ends_all_streams_unavailable(tmp_path
             )
             for call in calls:
                 assert isinstance(await call.read(), bytes)
-            assert (producer.streams, worker.streams) == (1, 1)
+            assert (producer.streams_of(None), worker.streams_of("acme")) == (1, 1)
             await calls[1].write(workerpb.WorkerEvent(ready={}).SerializeToString())
             create_event = producerpb.ProducerEvent(create={"seq": 7, "command": "job"})
             await calls[0].write(create_event.SerializeToString())
@@ -447,6 +447,6 @@ def test_stop_flushes_acknowledgements_and_ends_all_streams_unavailable(tmp_path
             for call in calls:
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE
                 assert await call.details() == "server is stopping"
-            assert (producer.streams, worker.streams) == (0, 0)
+            assert (producer.streams_of(None), worker.streams_of(None)) == (0, 0)
 
     asyncio.run(listeners(tmp_path, use))

@@ -13,8 +13,8 @@ from codeq.engine._engine import Engine
 from codeq.engine.store import Store
 from codeq.errors import StoreError
 
-_PREFIX = b"pq"
-_END = b"pr"
+PREFIX = b"pq"
+END = b"pr"
 _ENTRY = struct.Struct("<Bq")
 _VERSION = 1
 
@@ -26,8 +26,8 @@ class Pauses:
         self._engine = engine
         self._paused: dict[tuple[bytes, bytes], None] = {}
         self._changed: dict[bytes, bytes | None] = {}  # entries of the open group, None = removed
-        for key, value in store.scan(_PREFIX, _END):
-            tenant, command = _check(key, value)
+        for key, value in store.scan(PREFIX, END):
+            tenant, command = read_entry(key, value)
             self._paused[tenant, command] = None
             engine.pause(tenant, command)
 
@@ -59,7 +59,7 @@ class Pauses:
 
 
 def _key(tenant: bytes, command: bytes) -> bytes:
-    return _PREFIX + tenant + b"\0" + command
+    return PREFIX + tenant + b"\0" + command
 
 
 def _value(key: bytes, at_ms: int) -> bytes:
@@ -67,10 +67,10 @@ def _value(key: bytes, at_ms: int) -> bytes:
     return entry + zlib.crc32(key + entry).to_bytes(4, "little")
 
 
-def _check(key: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """Tenant and command of an entry."""
+def read_entry(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Tenant and command of an entry; StoreError when it is damaged."""
     entry, check = value[: _ENTRY.size], value[_ENTRY.size :]
-    tenant, nul, command = key.removeprefix(_PREFIX).partition(b"\0")
+    tenant, nul, command = key.removeprefix(PREFIX).partition(b"\0")
     if not nul or zlib.crc32(key + entry).to_bytes(4, "little") != check:
         raise StoreError(f"the entry of a paused queue is damaged (key {key.hex()})")
     version, _ = _ENTRY.unpack(entry)

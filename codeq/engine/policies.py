@@ -18,8 +18,8 @@ from codeq.engine.journal import Journal
 from codeq.engine.store import Store
 from codeq.errors import StoreError
 
-_PREFIX = b"pt"
-_END = b"pu"
+PREFIX = b"pt"
+END = b"pu"
 _VERSION = b"\1"
 
 
@@ -55,8 +55,8 @@ class Policies:
         self._journal = journal
         self._topics: dict[tuple[str, str], Topic] = {}
         self._changed: dict[bytes, bytes | None] = {}  # entries of the open group, None = removed
-        for key, value in store.scan(_PREFIX, _END):
-            tenant, name, topic = _read(key, value)
+        for key, value in store.scan(PREFIX, END):
+            tenant, name, topic = read_entry(key, value)
             self._topics[tenant, name] = topic
             self._govern(tenant, name, topic.policy)
         engine.count_consumers()
@@ -117,7 +117,7 @@ class Policies:
 
 
 def _key(tenant: str, name: str) -> bytes:
-    return _PREFIX + tenant.encode() + b"\0" + name.encode()
+    return PREFIX + tenant.encode() + b"\0" + name.encode()
 
 
 def _value(key: bytes, topic: Topic) -> bytes:
@@ -125,10 +125,10 @@ def _value(key: bytes, topic: Topic) -> bytes:
     return entry + zlib.crc32(key + entry).to_bytes(4, "little")
 
 
-def _read(key: bytes, value: bytes) -> tuple[str, str, Topic]:
-    """Tenant, name and topic of an entry."""
+def read_entry(key: bytes, value: bytes) -> tuple[str, str, Topic]:
+    """Tenant, name and topic of an entry; StoreError when it is damaged."""
     entry, check = value[:-4], value[-4:]
-    tenant, nul, name = key.removeprefix(_PREFIX).partition(b"\0")
+    tenant, nul, name = key.removeprefix(PREFIX).partition(b"\0")
     if not nul or zlib.crc32(key + entry).to_bytes(4, "little") != check:
         raise StoreError(f"the entry of a topic policy is damaged (key {key.hex()})")
     if entry[:1] != _VERSION:

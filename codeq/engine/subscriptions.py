@@ -123,7 +123,7 @@ class Subscriptions:
         self._turns: dict[tuple[str, str], int] = {}  # number told last, by tenant and group
         self._quiet: dict[Queue, int] = {}  # until when all have it on their list
         self.notify: Callable[[Subscription, str, int, Callable[[], None]], None] | None = None
-        stored = [_decode(key, value) for key, value in store.scan(PREFIX, END)]
+        stored = [read_entry(key, value) for key, value in store.scan(PREFIX, END)]
         for subscription in sorted(stored, key=lambda one: one.number):
             self._enter(subscription)
         self._number = max((one.number for one in stored), default=0)
@@ -413,7 +413,8 @@ def _is_live(member: Member, tenant: str, now_ms: int) -> bool:
     return one.tenant == tenant and one.expires_ms > now_ms
 
 
-def _decode(key: bytes, value: bytes) -> Subscription:
+def read_entry(key: bytes, value: bytes) -> Subscription:
+    """What an entry says; StoreError when it is damaged."""
     version, body, check = value[:1], value[1:-4], value[-4:]
     if version != bytes([1]) or zlib.crc32(body).to_bytes(4, "little") != check:
         raise StoreError(f"the subscription {key.decode('utf-8', 'replace')} is damaged")

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from codeq.engine import keys
+from codeq.engine import keys, pauses, policies, subscriptions
 from codeq.engine._salvage import (
     chunk_sound,
     created_in,
@@ -34,6 +34,11 @@ BUCKET_NUMBERS = 256
 #: numbers left out behind the highest that is known to be used, when the head cannot be trusted
 NUMBERS_LEFT_OUT = 1 << 20
 CHUNK_CREATES = 32
+_RULES: dict[bytes, tuple[str, Callable[[bytes, bytes], object]]] = {
+    pauses.PREFIX: ("pause of queue", pauses.read_entry),
+    policies.PREFIX: ("topic policy", policies.read_entry),
+    subscriptions.PREFIX: ("subscription", subscriptions.read_entry),
+}
 
 
 class Ranges:
@@ -208,6 +213,7 @@ class Survey:
             b"e": self._look_at_directory,
             b"k": self._look_at_key,
             b"w": self._look_at_webhook,
+            b"p": self._look_at_rule,
         }
         for key, value in self.source.scan(*EVERYTHING, self._unreadable("entries")):
             look = looks.get(key[:1])
@@ -265,6 +271,15 @@ class Survey:
         self._top_sequence = max(self._top_sequence, resting.created, resting.ended)
         if resting.created in self.lost or resting.ended in self.lost:
             self.given_up.append(f"pending webhook of task {format_id(resting.task_id)}")
+
+    def _look_at_rule(self, key: bytes, value: bytes) -> None:
+        what, read = _RULES.get(key[:2], ("", lambda *_: None))
+        try:
+            read(key, value)
+        except StoreError:
+            self._entry_damaged(what, key)
+            name = key[2:].replace(b"\0", b" ").decode("utf-8", "replace")
+            self.given_up.append(f"{what} {name}")
 
     def _look_at_segments(self) -> None:
         there = set()

@@ -503,7 +503,7 @@ _ADMIN = (
                     "type": "integer",
                     "minimum": 1,
                     "maximum": rest_admin.OVERVIEW_QUEUES_MAX,
-                    "default": rest_admin.OVERVIEW_QUEUES_DEFAULT,
+                    "default": rest_admin.OVERVIEW_QUEUES_MAX,
                 },
                 "So many queues.",
             ),
