@@ -63,17 +63,17 @@ _INT32 = _also(minimum=INT32_MIN, maximum=INT32_MAX)
 _COUNT = _also(minimum=0)
 _ANY = _also("Any JSON value; its bytes are kept.")
 
-_TIERS = {
-    "minItems": 1,
-    "maxItems": TOPIC_TIERS_MAX,
-    "uniqueItems": True,
-    "items": {"type": "integer", "minimum": 0, "maximum": TOPIC_TIER_MAX},
-}
+_TIERS = _also(minItems=1, maxItems=TOPIC_TIERS_MAX, uniqueItems=True)
+_STREAMS = _also(
+    "Open streams; a kind that is off is left out.",
+    propertyNames={"enum": ["producer", "worker"]},
+)
 _TOPIC_ATTEMPTS = _also(minimum=1, maximum=TOPIC_ATTEMPTS_MAX)
 
 Time = Annotated[str, _also("RFC 3339, in UTC.", format="date-time")]
 Status = Annotated[str, _also(enum=["PENDING", "IN_PROGRESS", "COMPLETED", "FAILED"])]
 EndStatus = Annotated[str, _also(enum=["COMPLETED", "FAILED"])]
+Tier = Annotated[int, _also(minimum=0, maximum=TOPIC_TIER_MAX)]
 Count = Annotated[int, _COUNT]
 _ANYTHING_ELSE = {"description": "Anything else is refused in its place."}
 _ITEM_OF_CREATES = {"anyOf": [{"$ref": "#/components/schemas/CreateBody"}, _ANYTHING_ELSE]}
@@ -174,7 +174,7 @@ class TaskPage(Struct, rename="camel", omit_defaults=True):
 class TopicPolicy(Struct, rename="camel", omit_defaults=True):
     """The rules of a topic; a retention and number of consumers of 0 are left out."""
 
-    priority_tiers: Annotated[tuple[int, ...], _also(**_TIERS)]
+    priority_tiers: Annotated[tuple[Tier, ...], _TIERS]
     max_attempts: Annotated[int, _TOPIC_ATTEMPTS]
     dead_letter_topic_ref: str
     retention_seconds: Annotated[int, _also(minimum=1)] = 0
@@ -275,7 +275,7 @@ class Overview(Struct, rename="camel"):
     leases: list[WorkerLeases]
     leases_left_out: int
     live_tasks: int
-    streams: dict[str, int]
+    streams: Annotated[dict[str, int], _STREAMS]
     waiting_claims: int
     webhooks: OverviewWebhooks
     commits: Durations
@@ -630,7 +630,7 @@ class TopicBody(Struct, rename="camel", forbid_unknown_fields=True):
     """Body of PUT /admin/topics/{topicName}."""
 
     needs: ClassVar = ("priorityTiers", "maxAttempts", "deadLetterTopicRef")
-    priority_tiers: Annotated[list[int] | None, _also(**_TIERS)] = None
+    priority_tiers: Annotated[list[Tier] | None, _TIERS] = None
     max_attempts: Annotated[int | None, _TOPIC_ATTEMPTS] = None
     dead_letter_topic_ref: Annotated[
         str | None, _also("Another topic.", pattern=TOPIC_NAME_PATTERN)

@@ -218,7 +218,7 @@ class World:
 
 def unhurried(sample: Any) -> Any:
     """The sample of a route, without its wait."""
-    return {**sample, "waitSeconds": 0} if isinstance(sample, dict) else sample or {}
+    return {**sample, "waitSeconds": 0} if "waitSeconds" in (sample or {}) else sample or {}
 
 
 ROUTES = {title(route): route for route in TABLE}
@@ -327,6 +327,10 @@ async def topic_read(world: World, route: Route) -> httpx.Response:
     return await world.send(route)
 
 
+async def of_new_topic(world: World, route: Route) -> httpx.Response:
+    return await world.send(route, topicName="new")
+
+
 async def topic_gone(world: World, route: Route, **variables: str) -> httpx.Response:
     return await world.send(route, query="?deletionPolicy=Delete", **variables)
 
@@ -370,7 +374,9 @@ APART: dict[tuple[str, int], Had] = {
     },
     ("POST /admin/backup", 409): twice,
     ("PUT /admin/topics/{topicName}", 200): twice,
+    ("PUT /admin/topics/{topicName}", 201): of_new_topic,
     ("GET /admin/topics/{topicName}", 200): topic_read,
+    ("GET /admin/topics/{topicName}", 404): of_new_topic,
     ("DELETE /admin/topics/{topicName}", 204): topic_gone,
     ("DELETE /admin/topics/{topicName}", 400): lambda world, route: world.send(route),
     ("DELETE /admin/topics/{topicName}", 422): lambda world, route: topic_gone(

@@ -35,7 +35,7 @@ def test_links_and_files_are_shown_in_order_and_files_come_back(
         {"name": name, "contentBase64": BASE64, "contentType": "text/plain; charset=utf-8"},
         {"name": "neither"},
         {"name": "bare", "contentBase64": BASE64.rstrip("=")},
-        {"name": "empty", "contentBase64": ""},
+        {"name": "empty", "contentBase64": "", "contentType": "no type"},
     )
     path = f"{PREFIX}/tasks/{task_id}/artifacts/"
     links = [

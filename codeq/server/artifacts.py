@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -20,6 +21,8 @@ from codeq.model import Artifact, ArtifactLink
 NAME_BYTES_MAX = 255
 CONTENT_TYPE_CHARACTERS_MAX = 255
 ANY_TYPE = "application/octet-stream"
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?: *;.*)?")
 PATH = "/v1/codeq/tasks/{}/artifacts/{}"
 
 
@@ -84,8 +87,13 @@ def content_of(text: bytes, name: str) -> Content | None:
     """The file of that name in the artifacts of a record."""
     for item in _decode(text) if text else ():
         if item.name == name and item.content_base64 is not UNSET:
-            return Content(item.content_type or ANY_TYPE, base64.b64decode(item.content_base64))
+            return Content(_media_type(item.content_type), base64.b64decode(item.content_base64))
     return None
+
+
+def _media_type(content_type: str) -> str:
+    """What a file is served as: what its worker said, if that is a media type."""
+    return content_type if _MEDIA_TYPE.fullmatch(content_type) else ANY_TYPE
 
 
 def plain_name(name: str) -> bool:

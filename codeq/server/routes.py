@@ -567,7 +567,7 @@ _TOPICS = (
         ),
         takes=model.TopicBody,
         sample={"priorityTiers": [0, 5], "maxAttempts": 3, "deadLetterTopicRef": "send-dead"},
-        refusals=(no.TOPIC_INVALID, no.TOPICS_UNAVAILABLE),
+        refusals=(no.TOPIC_BODY_INVALID, no.TOPIC_INVALID, no.TOPICS_UNAVAILABLE),
         parameters=(_TENANT_CHANGED,),
         body_invalid=no.TOPIC_BODY_INVALID,
     ),
