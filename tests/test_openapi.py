@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from codeq.config import load
 from codeq.model import TopicBody
-from codeq.server import openapi
+from codeq.server import openapi, rest
 from codeq.server.routes import ADMIN, JSON, OPEN, OPERATOR, TABLE, Route, refusals_of
 
 from . import rest_table
@@ -66,7 +66,11 @@ def test_open_routes_answer_what_is_listed(tmp_path: Path, monkeypatch: pytest.M
         async with world(tmp_path) as here:
             app = here.node.app
             listed = {route.path.encode() for route in OPEN}
-            assert listed <= set(app.open) <= listed | {b"/docs/docs.css", b"/docs/docs.js"}
+            assert (
+                listed
+                <= {*app.open, rest.METRICS}
+                <= listed | {b"/docs/docs.css", b"/docs/docs.js"}
+            )
             for route in OPEN:
                 response = await here._client.get(route.path)
                 assert response.status_code == 200

@@ -61,7 +61,22 @@ class Histogram:
         return family
 
 
-class Metrics(Collector):
+class Families(Collector):
+    """What was read of the counters."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """The families."""
+        return self._families
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: keeps the registry from collecting at once."""
+        return ()
+
+
+class Metrics:
     """Everything one scrape shows.
 
     ``commit``, ``sync`` and ``loop_blocked`` are fed by the process; ``streams`` maps a kind of
@@ -79,10 +94,9 @@ class Metrics(Collector):
         self._limits = limits
         self._callbacks: dict[tuple[str, str, str], int] = {}
         self._called: set[str] = set()  # commands that have a label there
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self._process_registry = CollectorRegistry()
+        ProcessCollector(registry=self._process_registry)
+        GCCollector(registry=self._process_registry)
 
     def open_streams(self, tenant: str | None) -> dict[str, int]:
         """Open streams by kind, of one tenant or of all."""
@@ -105,14 +119,16 @@ class Metrics(Collector):
 
     def scrape(self) -> bytes:
         """The text of a scrape."""
-        return generate_latest(self._registry)
+        return self.prepare()()
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: keeps the registry from collecting when this is registered."""
-        return ()
+    def prepare(self) -> Callable[[], bytes]:
+        """Reads every counter now. What is returned makes the text of it, which takes much longer,
+        in any thread."""
+        read = CollectorRegistry()
+        read.register(Families(list(self._families())))
+        return lambda: generate_latest(read) + generate_latest(self._process_registry)
 
-    def collect(self) -> Iterator[Metric]:
-        """Every family of codeq."""
+    def _families(self) -> Iterator[Metric]:
         yield from self._tasks()
         yield from self._queues()
         yield from self._webhooks()

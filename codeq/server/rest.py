@@ -67,6 +67,7 @@ BELOW = f"{PREFIX}/".encode()
 #: A sync that runs longer makes the node not ready
 SYNC_SECONDS_MAX = 5
 SERVER: Header = (b"server", b"codeq")
+METRICS = b"/metrics"
 
 #: Routes without a variable part, by method and path
 STATIC: dict[tuple[str, bytes], Route] = {
@@ -102,7 +103,6 @@ class RestApp:
         self.open: dict[bytes, Callable[[], Reply]] = {
             b"/healthz": self._healthz,
             b"/readyz": self._readyz,
-            b"/metrics": self._scrape,
             **{path: partial(_same, reply) for path, reply in pages.replies(config).items()},
         }
 
@@ -150,7 +150,7 @@ class RestApp:
                 return HEADERS_TOO_LARGE
             route = self._route(method, path, request)
             if route is None:
-                return self._outside(method, path)
+                return await self._outside(method, path)
             token = bearer_of(request, route)
             admit = route.access.admit
             try:
@@ -200,9 +200,12 @@ class RestApp:
             return None
         return STATIC.get((method, path)) or _variable(method, path, request)
 
-    def _outside(self, method: str, path: bytes) -> Reply:
+    async def _outside(self, method: str, path: bytes) -> Reply:
         """The routes that need no token, and all that is no route."""
-        handle = self.open.get(path.removesuffix(b"/") or path)
+        path = path.removesuffix(b"/") or path
+        if method == "GET" and path == METRICS:
+            return await self._scrape()
+        handle = self.open.get(path)
         return NO_ROUTE if handle is None or method != "GET" else handle()
 
     def _healthz(self) -> Reply:
@@ -217,8 +220,9 @@ class RestApp:
             return UNAVAILABLE
         return _HEALTHY
 
-    def _scrape(self) -> Reply:
-        return Reply(200, self._metrics.scrape(), ((b"content-type", self._metrics.content_type),))
+    async def _scrape(self) -> Reply:
+        text = await asyncio.to_thread(self._metrics.prepare())
+        return Reply(200, text, ((b"content-type", self._metrics.content_type),))
 
 
 def _same(reply: Reply) -> Reply:
