@@ -86,7 +86,9 @@ void cq_tally_leave(cq_engine *engine, cq_queue *queue)
     cq_tally *tally = queue->tally;
     tally->queue = NULL;
     queue->tally = NULL;
-    if (engine->tallies.count <= CQ_TALLIES_MAX)
+    uint64_t counted = tally->created + tally->claimed + tally->completed + tally->failed;
+    counted += tally->dead + tally->expired;
+    if (counted > 0 && engine->tallies.count <= CQ_TALLIES_MAX)
         return;
     cq_map_remove(&engine->tallies, &tally->node);
     free(tally);

@@ -153,16 +153,23 @@ TOPICS = (
     Mutant(
         "counts-go-with-their-queue",
         "csrc/tally.c",
-        "    if (engine->tallies.count <= CQ_TALLIES_MAX)\n",
-        "    if (engine->tallies.count == 0)\n",
+        "    if (counted > 0 && engine->tallies.count <= CQ_TALLIES_MAX)\n",
+        "    if (counted == 0)\n",
         "test_overview.py::test_counts_outlive_a_queue_that_runs_empty",
     ),
     Mutant(
         "counts-without-bound",
         "csrc/tally.c",
-        "    if (engine->tallies.count <= CQ_TALLIES_MAX)\n",
-        "    if (engine->tallies.count > 0)\n",
+        "    if (counted > 0 && engine->tallies.count <= CQ_TALLIES_MAX)\n",
+        "    if (counted > 0)\n",
         "test_overview.py::test_T45_counts_of_queues_that_are_gone_are_bounded",
+    ),
+    Mutant(
+        "queues-without-counts-stay",
+        "csrc/tally.c",
+        "    if (counted > 0 && engine->tallies.count <= CQ_TALLIES_MAX)\n",
+        "    if (engine->tallies.count <= CQ_TALLIES_MAX)\n",
+        "test_overview.py::test_counts_outlive_a_queue_that_runs_empty",
     ),
     Mutant(
         "dead-letters-counted-as-failed",
