@@ -101,10 +101,9 @@ def used(start_server: Callable[..., Server], url: str) -> Server:
     return server
 
 
-def wait_for(server: Server, name: str, least: float) -> None:
+def wait_for(server: Server, name: str, least: float, **labels: str) -> None:
     for _ in range(1000):
-        families = scrape(server)
-        if any(s.name == name and s.value >= least for f in families.values() for s in f.samples):
+        if value(scrape(server), name, **labels) >= least:
             return
     pytest.fail(f"{name} does not come to {least}")
 
@@ -214,3 +213,4 @@ def test_T66_commands_beyond_the_limit_share_a_label(start_server: Callable[...,
     assert {s.labels["command"] for s in families["codeq_oldest_ready_seconds"].samples} == {
         "a", "b", "_other",
     }  # fmt: skip
+    wait_for(server, "codeq_oldest_ready_seconds", 0.001, command="_other")
