@@ -83,7 +83,7 @@ def test_open_routes_answer_what_is_listed(tmp_path: Path, monkeypatch: pytest.M
                 long = await here._client.get(route.path, headers={"x-long": "x" * (33 << 10)})
                 assert long.status_code == 431
                 one_shape(long)
-            monkeypatch.setattr(app._metrics, "scrape", lambda: 1 // 0)
+            monkeypatch.setattr(app._metrics, "prepare", lambda: 1 // 0)
             app.stop()
             for path, status in (("/metrics", 500), ("/readyz", 503)):
                 response = await here._client.get(path)
