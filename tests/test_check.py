@@ -130,6 +130,13 @@ def test_a_check_counts_what_is_sound_and_changes_nothing(tmp_path: Path) -> Non
         assert snapshot(path) == before
 
 
+def test_a_store_that_never_had_a_task_is_sound(tmp_path: Path) -> None:
+    node = Node(tmp_path / "data")
+    node.close()
+    report = check(tmp_path / "data", node.clock)
+    assert report.sound and report.live_tasks == 0
+
+
 def test_a_folder_in_use_is_not_checked(start_server: Callable[[], Any]) -> None:
     server = start_server()
     with pytest.raises(StoreError, match="in use by another process"):

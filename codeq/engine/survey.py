@@ -139,14 +139,23 @@ class Survey:
 
     # --- head and format
 
+    def _has_log(self) -> bool:
+        """Whether there was ever a task: the first one brings the head, too."""
+        return any(
+            True
+            for prefix in (b"c", b"d", b"e", b"s")
+            for _ in self.source.scan(prefix, prefix + b"\xff" * 9, lambda *_: None)
+        )
+
     def _read_head(self) -> None:
         values = self.source.get([HEAD_KEY, META_KEY])
         head = None if values[0] is None else read_head(values[0])
         meta = None if values[1] is None else read_meta(values[1])
         if head is None:
-            self._entry_damaged("head", HEAD_KEY, "missing" if values[0] is None else "damaged")
             head = (FORMAT, 0, 0, 0, 0, 0, 0)
-            self.head_sound = False
+            if values[0] is not None or self._has_log():
+                self._entry_damaged("head", HEAD_KEY, "missing" if values[0] is None else "damaged")
+                self.head_sound = False
         if meta is None:
             self._entry_damaged("format", META_KEY, "missing" if values[1] is None else "damaged")
             meta = Meta(format=FORMAT, num_shards=head[1] or 1)
