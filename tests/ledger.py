@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 SKEW_SECONDS = 0.02  # two processes read the same clock, but not at the same moment
+#: A delivery that is read so shortly before the end of its lease may count as none
+LATE_SECONDS = 0.5
 BACKOFF_SECONDS = 1  # of a nack without a delay
 
 
@@ -189,7 +191,11 @@ class Ledger:
             entry.worker = worker
             entry.deliveries += 1
             entry.attempts = attempts
-            entry.attempts_min = entry.attempts_max = attempts + 1
+            entry.attempts_max = attempts + 1
+            # On a very slow machine the lease may have been over before the server knew that its
+            # message was taken: then the attempt was given back.
+            late = now >= lease_until - LATE_SECONDS
+            entry.attempts_min = attempts if late else attempts + 1
             entry.held_until = lease_until
             entry.nacked = False
             entry.late.update(entry.finishing.keys())
