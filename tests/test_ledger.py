@@ -81,7 +81,7 @@ def early_after_a_nack(ledger: Ledger) -> None:
 
 def attempt_not_counted(ledger: Ledger) -> None:
     created(ledger)
-    deliver(ledger, lease=0)
+    deliver(ledger).held_until = 0.0  # its lease is over
     deliver(ledger)
 
 
