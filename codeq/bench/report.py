@@ -196,6 +196,7 @@ def draw(results: Sequence[Measured], where: dict[str, str], to: Path) -> None:
         bars = place.barh(list(ceilings), medians, xerr=[low, high])
         place.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4)
         place.set_xlabel("lives or tasks per second")
+        place.margins(x=0.12)  # room for the labels of the bars
         place.invert_yaxis()
     for surface in sorted(offered_to):
         loads = sorted((rate, runs) for (name, rate), runs in groups.items()
