@@ -10,7 +10,7 @@ import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from rich.console import Console
@@ -180,37 +180,45 @@ def draw(results: Sequence[Measured], where: dict[str, str], to: Path) -> None:
 
     groups = by_load(results)
     ceilings = {surface: runs for (surface, offered), runs in groups.items() if not offered}
-    offered_to = {surface for surface, offered in groups if offered}
-    panels = [panel for panel in (ceilings, offered_to) if panel]
+    offered = {key: runs for key, runs in groups.items() if key[1]}
+    panels = bool(ceilings) + bool(offered)
     drawing, axes = pyplot.subplots(
-        len(panels), figsize=(9, 4 * len(panels)), squeeze=False, layout="constrained"
+        panels, figsize=(9, 4 * panels), squeeze=False, layout="constrained"
     )
-    places = list(axes[:, 0])
     if ceilings:
-        place = places.pop(0)
-        medians = [statistics.median(run.per_second for run in runs) for runs in ceilings.values()]
-        low = [m - min(run.per_second for run in runs)
-               for m, runs in zip(medians, ceilings.values(), strict=True)]  # fmt: skip
-        high = [max(run.per_second for run in runs) - m
-                for m, runs in zip(medians, ceilings.values(), strict=True)]  # fmt: skip
-        bars = place.barh(list(ceilings), medians, xerr=[low, high])
-        place.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4)
-        place.set_xlabel("lives or tasks per second")
-        place.margins(x=0.12)  # room for the labels of the bars
-        place.invert_yaxis()
-    for surface in sorted(offered_to):
-        loads = sorted((rate, runs) for (name, rate), runs in groups.items()
-                       if name == surface and rate)  # fmt: skip
-        for name, style in (("p50_ms", "-"), ("p99_ms", "--")):
-            place = places[0]
-            values = [statistics.median(getattr(run.delivery, name) or 0 for run in runs)
-                      for _, runs in loads]  # fmt: skip
-            place.plot([rate for rate, _ in loads], values, style, marker="o",
-                       label=f"{surface} {name.removesuffix('_ms')}")  # fmt: skip
-        places[0].set(xlabel="tasks per second offered", ylabel="create to delivery, ms")
-        places[0].set_yscale("log")
-        places[0].legend()
+        _bars(axes[0, 0], ceilings)
+    if offered:
+        _curves(axes[-1, 0], offered)
     caption = f"{where['machine']}, {where['durability']}, commit {where['commit']}"
     drawing.suptitle(caption, fontsize=8)
     drawing.savefig(to)
     pyplot.close(drawing)
+
+
+def _bars(place: Any, ceilings: dict[str, list[Measured]]) -> None:
+    """Medians of the runs, with the lowest and the highest."""
+    rates = [[run.per_second for run in runs] for runs in ceilings.values()]
+    medians = [statistics.median(each) for each in rates]
+    low = [median - min(each) for median, each in zip(medians, rates, strict=True)]
+    high = [max(each) - median for median, each in zip(medians, rates, strict=True)]
+    bars = place.barh(list(ceilings), medians, xerr=[low, high])
+    place.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4)
+    place.margins(x=0.12)  # room for the labels of the bars
+    place.set_xlabel("lives or tasks per second")
+    place.invert_yaxis()
+
+
+def _curves(place: Any, offered: dict[tuple[str, float], list[Measured]]) -> None:
+    """Create to delivery over the offered rate, for each surface."""
+    for surface in sorted({surface for surface, _ in offered}):
+        loads = sorted((rate, runs) for (name, rate), runs in offered.items() if name == surface)
+        for name, style in (("p50_ms", "-"), ("p99_ms", "--")):
+            values = [
+                statistics.median(getattr(run.delivery, name) or 0 for run in runs)
+                for _, runs in loads
+            ]
+            label = f"{surface} {name.removesuffix('_ms')}"
+            place.plot([rate for rate, _ in loads], values, style, marker="o", label=label)
+    place.set(xlabel="tasks per second offered", ylabel="create to delivery, ms")
+    place.set_yscale("log")
+    place.legend()
