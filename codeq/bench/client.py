@@ -14,7 +14,7 @@ from typing import Any
 from hdrh.histogram import HdrHistogram
 
 from codeq.bench.plan import PAYLOAD_FRAME_BYTES, Role
-from codeq.bench.tally import ACKNOWLEDGED, CREATED, Tally
+from codeq.bench.tally import ACKNOWLEDGED, CREATED, DELIVERED, FINISHED, Tally
 
 PUBLISH_SECONDS = 0.02
 DRAIN_SECONDS = 30.0
@@ -68,6 +68,12 @@ class Client:
         self.tally.put(self.role.slot, CREATED, self.created)
         if self.tally.noting:
             self.acknowledgements.record_value(time.monotonic_ns() - due_ns)
+
+    def worked(self, delivered: int, finished: int, acknowledged: int) -> None:
+        """How far the worker is by now."""
+        counts = ((DELIVERED, delivered), (FINISHED, finished), (ACKNOWLEDGED, acknowledged))
+        for column, count in counts:
+            self.tally.put(self.role.slot, column, count)
 
     async def calls(self) -> AsyncIterator[int]:
         """The moments, in ns, at which calls are due: now, as long as not too many lives are open

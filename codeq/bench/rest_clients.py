@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from codeq.bench.client import Client
-from codeq.bench.tally import ACKNOWLEDGED, DELIVERED, FINISHED
 
 WAIT_SECONDS = 10
 CREATED_STATUS = (200, 201, 202)
@@ -126,7 +125,7 @@ class RestClaims:
     async def _loop(self, one: Callable[[Connection], Any], connection: Connection) -> None:
         for _ in range(sys.maxsize):
             await one(connection)
-            self._publish()
+            self._client.worked(self._finished, self._finished, self._acknowledged)
 
     async def _single(self, connection: Connection) -> None:
         status, answer = await connection.post("/tasks/claim", self._wish)
@@ -163,9 +162,3 @@ class RestClaims:
     def _answered(self, sent: int, accepted: int) -> None:
         self._acknowledged += accepted
         self._client.refused += sent - accepted
-
-    def _publish(self) -> None:
-        tally, slot = self._client.tally, self._client.role.slot
-        tally.put(slot, DELIVERED, self._finished)
-        tally.put(slot, FINISHED, self._finished)
-        tally.put(slot, ACKNOWLEDGED, self._acknowledged)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from codeq.bench.client import PUBLISH_SECONDS, Client
-from codeq.bench.tally import ACKNOWLEDGED, DELIVERED, FINISHED
 from codeq.client import NewTask, Producer, Task, Worker
 from codeq.errors import CodeqError
 
@@ -99,9 +98,10 @@ class StreamClaims:
             await asyncio.sleep(PUBLISH_SECONDS)
 
     def _count(self, workers: list[Worker]) -> None:
-        client, slot = self._client, self._client.role.slot
         counts = [worker.counts for worker in workers]
-        client.tally.put(slot, DELIVERED, sum(c.delivered for c in counts))
-        client.tally.put(slot, FINISHED, sum(c.finished for c in counts))
-        client.tally.put(slot, ACKNOWLEDGED, sum(c.acknowledged for c in counts))
-        client.refused = sum(c.refused for c in counts)
+        self._client.worked(
+            sum(c.delivered for c in counts),
+            sum(c.finished for c in counts),
+            sum(c.acknowledged for c in counts),
+        )
+        self._client.refused = sum(c.refused for c in counts)

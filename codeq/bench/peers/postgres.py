@@ -21,7 +21,6 @@ import msgspec
 
 from codeq.bench.client import PUBLISH_SECONDS, Client
 from codeq.bench.plan import WINDOW, Role, Surface
-from codeq.bench.tally import ACKNOWLEDGED, DELIVERED, FINISHED
 from codeq.bench.target import Counters, processes_cpu_seconds, processes_written_bytes
 from codeq.errors import CodeqError
 
@@ -234,10 +233,4 @@ class Claims:
             ]
             await finish.fetch([task["id"] for task in tasks], results, worker)
             self._acknowledged += len(tasks)
-            self._publish()
-
-    def _publish(self) -> None:
-        tally, slot = self._client.tally, self._client.role.slot
-        tally.put(slot, DELIVERED, self._delivered)
-        tally.put(slot, FINISHED, self._delivered)
-        tally.put(slot, ACKNOWLEDGED, self._acknowledged)
+            client.worked(self._delivered, self._delivered, self._acknowledged)

@@ -18,7 +18,6 @@ import redis.asyncio as redis
 
 from codeq.bench.client import Client
 from codeq.bench.plan import WINDOW, Role, Surface
-from codeq.bench.tally import ACKNOWLEDGED, DELIVERED, FINISHED
 from codeq.bench.target import Counters, processes_cpu_seconds, processes_written_bytes
 from codeq.errors import CodeqError
 
@@ -151,7 +150,7 @@ class Claims:
             await connection.aclose()
 
     async def _loop(self, connection: Any, worker: str) -> None:
-        role = self._client.role
+        client, role = self._client, self._client.role
         for _ in range(sys.maxsize):
             found = await connection.xreadgroup(
                 GROUP, worker, {role.command: ">"}, count=role.batch, block=WAIT_MS
@@ -160,7 +159,7 @@ class Claims:
                 self._delivered += len(entries)
                 await self._finish(connection, entries)
                 self._acknowledged += len(entries)
-                self._publish()
+                client.worked(self._delivered, self._delivered, self._acknowledged)
 
     async def _finish(self, connection: Any, entries: list[Any]) -> None:
         client, command = self._client, self._client.role.command
@@ -173,9 +172,3 @@ class Claims:
         pipeline.xack(command, GROUP, *results)
         pipeline.xdel(command, *results)
         await pipeline.execute()
-
-    def _publish(self) -> None:
-        tally, slot = self._client.tally, self._client.role.slot
-        tally.put(slot, DELIVERED, self._delivered)
-        tally.put(slot, FINISHED, self._delivered)
-        tally.put(slot, ACKNOWLEDGED, self._acknowledged)
