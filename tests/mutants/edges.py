@@ -347,4 +347,26 @@ EDGES = (
         "script-src 'unsafe-inline'",
         "test_openapi.py::test_the_server_serves_its_description_and_a_page",
     ),
+    # --- what REST says
+    Mutant(
+        "nack-with-0-means-backoff",
+        "codeq/engine/shard.py",
+        "if delay_seconds is not None and delay_seconds >= 0:",
+        "if delay_seconds is not None and delay_seconds > 0:",
+        "test_rest_leases.py::test_T55_nack_delays",
+    ),
+    Mutant(
+        "long-nack-delay-not-cut",
+        "codeq/engine/shard.py",
+        "delay_ms = min(delay_seconds, self.settings.nack_delay_max_seconds) * 1000",
+        "delay_ms = delay_seconds * 1000",
+        "test_rest_leases.py::test_T55_nack_delays",
+    ),
+    Mutant(
+        "payload-written-anew",
+        "codeq/server/rest_tasks.py",
+        "    payload = bytes(item.payload)\n    if payload in",
+        "    payload = encode(msgspec.json.decode(item.payload))\n    if payload in",
+        "test_rest.py::test_T59_payload_bytes_are_kept",
+    ),
 )
