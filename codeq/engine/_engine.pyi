@@ -8,7 +8,7 @@ from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes
 
 #: tenant, command, depths, counts, since when the oldest ready task is ready
-Tally = tuple[
+_Tally = tuple[
     bytes,
     bytes,
     tuple[int, int, int, int],
@@ -275,7 +275,7 @@ class Engine:
     def ready_since(self) -> dict[str, int]:
         """Per command label: when the oldest ready task of its queues became ready, in ms; none
         where nothing is ready. Exact but for tasks that came back to their old place."""
-    def tallies(self, tenant: bytes | None, count_max: int) -> tuple[list[Tally], int, int]:
+    def tallies(self, tenant: bytes | None, count_max: int) -> tuple[list[_Tally], int, int]:
         """(the first queues by command, how many more there are, live tasks of all). A queue:
         tenant, command, the depths as of ``stats``, counts since the start (created, claimed,
         completed, failed, dead, expired leases), and since when its oldest ready task is ready."""
