@@ -218,10 +218,25 @@ def test_a_removal_that_meets_a_copy_is_not_undone(tmp_path: Path, removed_first
     grow_log(node)
     first, second = owed(node)
     assert load(node, first.key) is not None
-    node.shard.deliveries.hold(512)  # reads, its answer comes with the next turn of the loop
+    node.shard.deliveries.hold(512)
+    node.runner._soon.popleft()()  # reads, its answer comes with the next turn of the loop
     if not removed_first:
         node.runner._soon.popleft()()  # the copies stand in the open group
     node.shard.deliveries.remove(first.key)
+    node.settle()
+    assert list(entries(node)) == [second.key]
+    assert node.shard.deliveries.pending == 1 and node.shard.deliveries._held == {}
+    node.close()
+
+
+def test_a_removal_not_yet_written_is_not_undone_by_a_look_for_copies(tmp_path: Path) -> None:
+    node = Node(tmp_path / "data", **FORGETFUL)
+    ended(node, 2)
+    grow_log(node)
+    first, second = owed(node)
+    assert load(node, first.key) is not None
+    node.shard.deliveries.remove(first.key)
+    node.shard.deliveries.hold(512)  # the removal stands in the open group
     node.settle()
     assert list(entries(node)) == [second.key]
     assert node.shard.deliveries.pending == 1 and node.shard.deliveries._held == {}

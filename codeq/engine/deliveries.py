@@ -302,7 +302,12 @@ class Deliveries:
         if self._looking:
             return
         self._looking = True
-        self._runner.read(lambda: self._read_copies(expired), partial(self._copy, expired))
+        # Behind the group: what was removed before is gone from disk then.
+        self._journal.after(
+            lambda: self._runner.read(
+                lambda: self._read_copies(expired), partial(self._copy, expired)
+            )
+        )
 
     def _read_copies(self, expired: int) -> _Copies:
         """On the read helper thread."""

@@ -21,6 +21,13 @@ CALLBACKS = (
         "test_deliveries.py::test_T18_the_log_is_held_until_the_copy_is_committed",
     ),
     Mutant(
+        "copies-looked-for-before-removals-are-written",
+        "codeq/engine/deliveries.py",
+        "        self._journal.after(\n            lambda: self._runner.read(",
+        "        (lambda look: look())(\n            lambda: self._runner.read(",
+        "test_deliveries.py::test_a_removal_not_yet_written_is_not_undone_by_a_look_for_copies",
+    ),
+    Mutant(
         "pending-webhooks-not-taken-up-at-start",
         "codeq/server/webhooks.py",
         "self._committed(self._deliveries.end)",
