@@ -119,7 +119,6 @@ class Deliveries:
         self._journal = journal
         self._held: dict[int, int] = {}  # by segment: entries whose created record stands there
         self._loaded: dict[bytes, int | None] = {}  # in work: their segment, None when copied out
-        self._copied: set[bytes] = set()  # copied out with the open group
         self._removed: set[bytes] = set()  # removed since the look for copies began
         self._looking = False
         self._look_from = PREFIX
@@ -135,7 +134,6 @@ class Deliveries:
 
     def written(self, puts: Sequence[tuple[bytes, bytes]]) -> None:
         """These are written with the open group."""
-        self._copied.clear()
         last = b""
         for key, value in puts:
             if key[:1] == PREFIX:
@@ -182,10 +180,8 @@ class Deliveries:
         self.pending -= 1
         if self._looking:
             self._removed.add(key)
-        if key in self._copied:  # a group's removals come before what it puts
-            self._journal.after(lambda: self._delete(key))
-        else:
-            self._delete(key)
+        self._journal.delete(key)
+        self._journal.kick()
 
     def release(self, key: bytes) -> None:
         """A loaded entry is to be tried again later."""
@@ -204,10 +200,6 @@ class Deliveries:
         self.end = end
         if self.committed is not None:
             self.committed(end)
-
-    def _delete(self, key: bytes) -> None:
-        self._journal.delete(key)
-        self._journal.kick()
 
     def _read_page(self, begin: bytes, end: bytes) -> Page:
         """On the read helper thread."""
@@ -342,7 +334,6 @@ class Deliveries:
             if key in removed:
                 continue
             self._journal.put(key, value)
-            self._copied.add(key)
             self._release_segment(segment)
             if key in self._loaded:
                 self._loaded[key] = None

@@ -52,7 +52,7 @@ class Journal:
     """Makes the decisions of one engine durable, a group at a time.
 
     ``close_group`` is called once per group, before it is written: last decisions may be added
-    there. ``take`` hands out the puts of the group. ``fault`` is told a failure in one line.
+    there. ``take`` hands out the puts of the engine. ``fault`` is told a failure in one line.
     """
 
     def __init__(
@@ -73,8 +73,7 @@ class Journal:
         self._take = take
         self._fault = fault
         self._sync = sync
-        self._puts: list[tuple[bytes, bytes]] = []
-        self._deletes: list[bytes] = []
+        self._changes: dict[bytes, bytes | None] = {}  # of the open group, None = removed
         self._ranges: list[tuple[bytes, bytes]] = []
         self._waiting: list[Done] = []
         self._committing: list[Done] = []
@@ -90,12 +89,12 @@ class Journal:
     # --- what the shard says
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Adds one entry of the shard's own to the open group."""
-        self._puts.append((key, value))
+        """Adds one entry of the shard's own to the open group; of each key its last word counts."""
+        self._changes[key] = value
 
     def delete(self, key: bytes) -> None:
-        """Removes one key with the open group."""
-        self._deletes.append(key)
+        """Removes one key with the open group, likewise."""
+        self._changes[key] = None
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
         """Removes the keys in [begin, end) with the open group."""
@@ -147,9 +146,10 @@ class Journal:
             self.fail(f"the commit group could not be closed: {error!r}")
             return
         self._scheduled = self._wanted = False
-        puts += self._puts
-        deletes, ranges, waiting = self._deletes, self._ranges, self._waiting
-        self._puts, self._deletes, self._ranges, self._waiting = [], [], [], []
+        changes, ranges, waiting = self._changes, self._ranges, self._waiting
+        self._changes, self._ranges, self._waiting = {}, [], []
+        puts += [(key, value) for key, value in changes.items() if value is not None]
+        deletes = [key for key, value in changes.items() if value is None]
         if not puts and not deletes and not ranges:
             self._answer(waiting)
             return

@@ -10,6 +10,7 @@ import struct
 import zlib
 
 from codeq.engine._engine import Engine
+from codeq.engine.journal import Journal
 from codeq.engine.store import Store
 from codeq.errors import StoreError
 
@@ -22,10 +23,10 @@ _VERSION = 1
 class Pauses:
     """Which queues are paused. Made from the store at the start, before any claim."""
 
-    def __init__(self, engine: Engine, store: Store) -> None:
+    def __init__(self, engine: Engine, store: Store, journal: Journal) -> None:
         self._engine = engine
+        self._journal = journal
         self._paused: dict[tuple[bytes, bytes], None] = {}
-        self._changed: dict[bytes, bytes | None] = {}  # entries of the open group, None = removed
         for key, value in store.scan(PREFIX, END):
             tenant, command = read_entry(key, value)
             self._paused[tenant, command] = None
@@ -41,7 +42,7 @@ class Pauses:
         self._engine.pause(tenant, command)
         self._paused[tenant, command] = None
         key = _key(tenant, command)
-        self._changed[key] = _value(key, now_ms)
+        self._journal.put(key, _value(key, now_ms))
 
     def resume(self, tenant: bytes, command: bytes) -> None:
         """Takes a pause back; claims that wait are served with the open group."""
@@ -49,13 +50,7 @@ class Pauses:
             return
         self._engine.resume(tenant, command)
         del self._paused[tenant, command]
-        self._changed[_key(tenant, command)] = None
-
-    def take(self) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
-        """What the open group puts and removes: of each queue only the last word."""
-        changed, self._changed = self._changed, {}
-        puts = [(key, value) for key, value in changed.items() if value is not None]
-        return puts, [key for key, value in changed.items() if value is None]
+        self._journal.delete(_key(tenant, command))
 
 
 def _key(tenant: bytes, command: bytes) -> bytes:

@@ -54,7 +54,6 @@ class Policies:
         self._clock = clock
         self._journal = journal
         self._topics: dict[tuple[str, str], Topic] = {}
-        self._changed: dict[bytes, bytes | None] = {}  # entries of the open group, None = removed
         for key, value in store.scan(PREFIX, END):
             tenant, name, topic = read_entry(key, value)
             self._topics[tenant, name] = topic
@@ -88,7 +87,7 @@ class Policies:
             self._govern(tenant, name, policy)
             self._engine.count_consumers()
             key = _key(tenant, name)
-            self._changed[key] = _value(key, topic)
+            self._journal.put(key, _value(key, topic))
         self._journal.after(lambda: done(topic, known is None))
 
     def delete(self, tenant: str, name: str, done: Callable[[], None]) -> None:
@@ -96,14 +95,8 @@ class Policies:
         if self._topics.pop((tenant, name), None) is not None:
             self._engine.govern(tenant.encode(), name.encode())
             self._engine.count_consumers()
-            self._changed[_key(tenant, name)] = None
+            self._journal.delete(_key(tenant, name))
         self._journal.after(done)
-
-    def take(self) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
-        """What the open group puts and removes: of each topic only the last word."""
-        changed, self._changed = self._changed, {}
-        puts = [(key, value) for key, value in changed.items() if value is not None]
-        return puts, [key for key, value in changed.items() if value is None]
 
     def _govern(self, tenant: str, name: str, policy: Policy) -> None:
         self._engine.govern(

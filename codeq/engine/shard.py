@@ -158,7 +158,7 @@ class Shard:
             fault=fault,
             sync=settings.fsync_on_commit,
         )
-        self._pauses = Pauses(engine, store)
+        self._pauses = Pauses(engine, store, self.journal)
         self.policies = Policies(engine, store, clock, self.journal)
         self._reader = Reader(engine, store, runner, self.journal)
         self.queues = Queues(engine, clock, self.journal, self._pauses)
@@ -618,11 +618,6 @@ class Shard:
         puts = self.engine.take()
         self._retention.written(puts)
         self.deliveries.written(puts)
-        for rules in (self._pauses, self.policies):
-            changed, removed = rules.take()
-            puts += changed
-            for key in removed:
-                self.journal.delete(key)
         return puts
 
     def _arm(self) -> None:
