@@ -1,26 +1,23 @@
 """Topic policies: what admins laid down for the queue of the same name, across restarts, whether it
 has tasks or not. The engine enforces them.
 
-On disk: `pt` + tenant + NUL + topic name; the value holds a version byte, the topic in MessagePack,
-and a checksum over key and value.
+On disk: an entry (entries.py) under `pt`, which has the topic in MessagePack.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 
 import msgspec
 
 from codeq.engine._engine import Engine
 from codeq.engine.clock import Clock
+from codeq.engine.entries import entry_key, entry_value, open_entry
 from codeq.engine.journal import Journal
 from codeq.engine.store import Store
-from codeq.errors import StoreError
 
 PREFIX = b"pt"
 END = b"pu"
-_VERSION = b"\1"
 
 
 class Policy(msgspec.Struct, frozen=True, array_like=True):
@@ -87,7 +84,7 @@ class Policies:
             self._govern(tenant, name, policy)
             self._engine.count_consumers()
             key = _key(tenant, name)
-            self._journal.put(key, _value(key, topic))
+            self._journal.put(key, entry_value(key, msgspec.msgpack.encode(topic)))
         self._journal.after(lambda: done(topic, known is None))
 
     def delete(self, tenant: str, name: str, done: Callable[[], None]) -> None:
@@ -110,20 +107,11 @@ class Policies:
 
 
 def _key(tenant: str, name: str) -> bytes:
-    return PREFIX + tenant.encode() + b"\0" + name.encode()
-
-
-def _value(key: bytes, topic: Topic) -> bytes:
-    entry = _VERSION + msgspec.msgpack.encode(topic)
-    return entry + zlib.crc32(key + entry).to_bytes(4, "little")
+    return entry_key(PREFIX, tenant.encode(), name.encode())
 
 
 def read_entry(key: bytes, value: bytes) -> tuple[str, str, Topic]:
     """Tenant, name and topic of an entry; StoreError when it is damaged."""
-    entry, check = value[:-4], value[-4:]
-    tenant, nul, name = key.removeprefix(PREFIX).partition(b"\0")
-    if not nul or zlib.crc32(key + entry).to_bytes(4, "little") != check:
-        raise StoreError(f"the entry of a topic policy is damaged (key {key.hex()})")
-    if entry[:1] != _VERSION:
-        raise StoreError(f"the entry of a topic policy has the unknown version {entry[0]}")
-    return tenant.decode(), name.decode(), msgspec.msgpack.decode(entry[1:], type=Topic)
+    entry = open_entry("topic policy", key, value)
+    topic = msgspec.msgpack.decode(entry.body, type=Topic)
+    return entry.tenant.decode(), entry.name.decode(), topic

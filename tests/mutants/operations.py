@@ -129,7 +129,7 @@ OPERATIONS = (
     Mutant(
         "pause-not-kept",
         "codeq/engine/pauses.py",
-        "self._journal.put(key, _value(key, now_ms))",
+        "self._journal.put(key, entry_value(key, _AT_MS.pack(now_ms)))",
         "del key",
         "test_queue_operations.py::test_a_paused_queue_is_passed_over_until_it_is_resumed",
     ),

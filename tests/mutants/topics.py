@@ -110,7 +110,7 @@ TOPICS = (
     Mutant(
         "policy-not-kept",
         "codeq/engine/policies.py",
-        "self._journal.put(key, _value(key, topic))",
+        "self._journal.put(key, entry_value(key, msgspec.msgpack.encode(topic)))",
         "del key",
         "test_topics.py::test_T61_versions_and_times",
     ),
