@@ -25,7 +25,8 @@ from codeq.engine.deliveries import rests_on
 from codeq.engine.reader import chunk_key
 from codeq.engine.recovery import META_KEY, recover
 from codeq.engine.store import FolderLock, Store
-from codeq.engine.survey import BUCKET_NUMBERS, CHUNKS_END, EVERYTHING, Survey
+from codeq.engine.stored import BUCKET_TASKS
+from codeq.engine.survey import CHUNKS_END, EVERYTHING, Survey
 from codeq.errors import StoreError
 
 #: entries made again from the chunks, and not copied
@@ -340,7 +341,7 @@ class Found:
         if number in self._survey.gone:
             return False
         where = [
-            b"d" + (number // BUCKET_NUMBERS).to_bytes(8, "big"),
+            b"d" + (number // BUCKET_TASKS).to_bytes(8, "big"),
             b"e" + number.to_bytes(8, "big"),
         ]
         there = (self._target or self._source).get(where)

@@ -2,9 +2,9 @@
 
 A task in memory becomes one that is gone, with a record that says so. Of a task on disk only its
 directory knows: that is written again without it, and a record says so for those who make
-directories again. The other records themselves leave the disk with
-their chunk, when the keeping time of all of it is over. A request looks at a bounded part of the
-numbers, and the next of the same tenant goes on behind it.
+directories again. The other records themselves leave the disk with their chunk, when the keeping
+time of all of it is over. A request looks at a bounded part of the numbers, and the next of the
+same tenant goes on behind it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from codeq.engine._engine import COMPLETED, FAILED, Engine
-from codeq.engine._views import CorruptRecord, directory_without
+from codeq.engine._engine import Engine
+from codeq.engine._views import directory_without
 from codeq.engine.clock import Clock
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.store import Store
-from codeq.engine.stored import BUCKET_TASKS, Found, Stored, Wanted
+from codeq.engine.stored import BUCKET_TASKS, ON_DISK, Found, Stored, Wanted, fault_of
 
 #: records one request looks at, half of them in memory and half on disk
 REQUEST_LOOKS_MAX = 10_000
@@ -30,7 +30,6 @@ STEP_TASKS_MAX = 1_000
 STEP_BYTES_MAX = 8 << 20
 #: tenants whose last request is remembered
 PLACES_MAX = 10_000
-ENDED_ON_DISK = 1 << COMPLETED | 1 << FAILED
 
 
 @dataclass
@@ -102,7 +101,7 @@ class Cleanup:
 
     def _read(self, request: _Request, reached: int) -> Found:
         return self._stored.tasks(
-            Wanted(request.tenant, None, ENDED_ON_DISK),
+            Wanted(request.tenant, None, ON_DISK),
             request.begin,
             reached,
             request.disk_looks,
@@ -112,13 +111,8 @@ class Cleanup:
         )
 
     def _got(self, request: _Request, found: object) -> None:
-        if not isinstance(found, Found):
-            damaged = isinstance(found, CorruptRecord)
-            what = "the store is damaged" if damaged else "a read failed"
-            self._journal.fail(f"{what}: {found}")
-            return
-        if found.missing >= self._engine.tail:
-            self._journal.fail(f"the store is damaged: chunk {found.missing} is missing")
+        if not isinstance(found, Found) or found.missing >= self._engine.tail:
+            self._journal.fail(fault_of(found))
             return
         self._take_away(found)
         self.looked += found.looks

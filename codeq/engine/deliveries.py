@@ -25,14 +25,12 @@ from codeq.engine._engine import COMPLETED, Engine
 from codeq.engine._views import CorruptRecord, TaskView
 from codeq.engine._wire import format_id
 from codeq.engine.journal import Journal, Runner
-from codeq.engine.reader import LOOKS_MAX, chunk_key
+from codeq.engine.reader import LOOKS_MAX, SEGMENT_CHUNKS, chunks_of, get_chunks
 from codeq.engine.store import Store
 from codeq.errors import StoreError
 
 PREFIX = b"w"
 LAST = PREFIX + b"\xff" * 17
-#: Sequences of one segment, the step in which the log is cut
-SEGMENT_CHUNKS = 512
 #: Entries looked at in one read
 PAGE_ENTRIES = 128
 #: Bytes of entries after which a read ends early
@@ -146,12 +144,8 @@ class Deliveries:
     def hold(self, expired: int) -> int:
         """Sequence at which the log must not be cut for now. When only entries need what is before
         ``expired``, copying them out begins."""
-        oldest = min(self._held, default=None)
-        if oldest is None:
-            return _NOTHING_HELD
-        if oldest * SEGMENT_CHUNKS < expired // SEGMENT_CHUNKS * SEGMENT_CHUNKS:
-            self._look(expired)
-        return oldest * SEGMENT_CHUNKS
+        self._look(expired)
+        return min(self._held) * SEGMENT_CHUNKS if self._held else _NOTHING_HELD
 
     # --- what the sender asks
 
@@ -237,9 +231,7 @@ class Deliveries:
             wanted = {resting[key].created for key in part}
             if not bodies_only:
                 wanted |= {resting[key].ended for key in part}
-            sequences = sorted(wanted)
-            values = self._store.get([chunk_key(sequence) for sequence in sequences])
-            chunks = {s: v for s, v in zip(sequences, values, strict=True) if v is not None}
+            chunks = get_chunks(self._store, wanted)
             for key in part:
                 if (view := _view(resting[key], chunks, bodies_only=bodies_only)) is not None:
                     views[key] = view
@@ -291,7 +283,8 @@ class Deliveries:
     def _look(self, expired: int) -> None:
         """Copies out of the log before ``expired`` some of what is owed, and goes on while there
         is any."""
-        if self._looking:
+        end = expired // SEGMENT_CHUNKS
+        if self._looking or not any(segment < end for segment in self._held):
             return
         self._looking = True
         # Behind the group: what was removed before is gone from disk then.
@@ -338,12 +331,7 @@ class Deliveries:
             if key in self._loaded:
                 self._loaded[key] = None
         if found.puts or found.next != PREFIX:
-            self._journal.after(lambda: self._go_on(expired))
-
-    def _go_on(self, expired: int) -> None:
-        oldest = min(self._held, default=None)
-        if oldest is not None and oldest < expired // SEGMENT_CHUNKS:
-            self._look(expired)
+            self._journal.after(lambda: self._look(expired))
 
 
 def rests_on(key: bytes, value: bytes) -> Resting | None:
@@ -367,7 +355,7 @@ def _view(resting: Resting, chunks: dict[int, bytes], *, bodies_only: bool) -> T
     view.id_bytes, view.id = resting.task_id, format_id(resting.task_id)
     view.body_chunk = resting.created
     view.record_chunk = None if bodies_only else resting.ended
-    if not {view.body_chunk, view.record_chunk} - {None} <= chunks.keys():
+    if not chunks_of(view) <= chunks.keys():
         return None
     try:
         view.fill(chunks)

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from codeq.engine._engine import COMPLETED, FAILED, Engine
-from codeq.engine._views import CorruptRecord, TaskView
+from codeq.engine._engine import Engine
+from codeq.engine._views import TaskView
 from codeq.engine.clock import Clock
 from codeq.engine.journal import Journal, Runner
-from codeq.engine.reader import LOOKS_MAX
+from codeq.engine.reader import LOOKS_MAX, chunks_of, get_chunks
 from codeq.engine.store import Store
-from codeq.engine.stored import Found, Stored, Wanted
+from codeq.engine.stored import ON_DISK, Found, Stored, Wanted, fault_of
 
 #: records one page looks at, half of them in memory and half on disk
 PAGE_LOOKS_MAX = 10_000
-ON_DISK = 1 << COMPLETED | 1 << FAILED
 
 #: the tasks, and the number to go on with; None = that was the last page
 PageDone = Callable[[list[TaskView], int | None], None]
@@ -33,6 +32,7 @@ class Listing:
         self, engine: Engine, store: Store, clock: Clock, runner: Runner, journal: Journal
     ) -> None:
         self._engine = engine
+        self._store = store
         self._stored = Stored(store)
         self._clock = clock
         self._runner = runner
@@ -65,15 +65,9 @@ class Listing:
         views, reached = self._engine.walk(*wanted, begin, end, *limits)
 
         def read() -> Found | None:
-            chunks = self._stored.chunks(
-                chunk
-                for view in views
-                for chunk in (view.body_chunk, view.record_chunk)
-                if chunk is not None
-            )
-            if not all(
-                {view.body_chunk, view.record_chunk} - {None} <= chunks.keys() for view in views
-            ):
+            needed = set[int]().union(*map(chunks_of, views))
+            chunks = get_chunks(self._store, needed)
+            if not needed <= chunks.keys():
                 return None
             for view in views:
                 view.fill(chunks)
@@ -92,7 +86,7 @@ class Listing:
             elif found is None and look < LOOKS_MAX:  # records moved to other chunks meanwhile
                 self._page(wanted, begin, count_max, bytes_max, done, look + 1)
             else:
-                self._journal.fail(_fault(found))
+                self._journal.fail(fault_of(found))
 
         self._journal.after(partial(self._runner.read, read, got))
 
@@ -120,13 +114,3 @@ def _cut(
         if at == count_max or (at > 0 and size > bytes_max):
             return tasks[:at], view.number
     return tasks, next_number
-
-
-def _fault(found: object) -> str:
-    if isinstance(found, CorruptRecord):
-        return f"the store is damaged: {found}"
-    if isinstance(found, BaseException):
-        return f"a read failed: {found}"
-    if isinstance(found, Found):
-        return f"the store is damaged: chunk {found.missing} is missing"
-    return "the store is damaged: of the chunks of the tasks in memory some are missing"

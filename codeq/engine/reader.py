@@ -11,21 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar, cast
 
 from codeq.engine._engine import Engine
 from codeq.engine._views import CorruptRecord, TaskView
 from codeq.engine.journal import Journal, Runner
-from codeq.engine.store import Store
+from codeq.engine.store import CHUNK_PREFIX, Store
 
-CHUNK_PREFIX = b"c"
+#: sequences of one segment, the step in which the log is cut
+SEGMENT_CHUNKS = 512
 #: a record moves at most once a second, so a second look finds it
 LOOKS_MAX = 3
 Views = list[TaskView | None]
+T = TypeVar("T")
 
 
 def chunk_key(sequence: int) -> bytes:
     """The store key of a chunk."""
     return CHUNK_PREFIX + sequence.to_bytes(8, "big")
+
+
+def get_chunks(store: Store, sequences: Iterable[int]) -> dict[int, bytes]:
+    """The chunks that exist among the sequences. Belongs on a helper thread."""
+    wanted = sorted(set(sequences))
+    values = store.get([chunk_key(sequence) for sequence in wanted])
+    return {s: v for s, v in zip(wanted, values, strict=True) if v is not None}
 
 
 class Reader:
@@ -65,28 +75,23 @@ class Reader:
 
     def chunks(self, sequences: Iterable[int], done: Callable[[Mapping[int, bytes]], None]) -> None:
         """The chunks that exist among the sequences."""
-        wanted = sorted(set(sequences))
-        if not wanted:
+        wanted = set(sequences)
+        if wanted:
+            self._read(lambda: get_chunks(self._store, wanted), done)
+        else:
             done({})
-            return
 
-        def got(values: Sequence[bytes | None]) -> None:
-            done({s: v for s, v in zip(wanted, values, strict=True) if v is not None})
-
-        self._get([chunk_key(sequence) for sequence in wanted], got)
-
-    def _get(self, keys: list[bytes], done: Callable[[Sequence[bytes | None]], None]) -> None:
+    def _read(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
         def got(result: object) -> None:
             if isinstance(result, BaseException):
                 self._journal.fail(f"a read failed: {result}")
                 return
-            assert isinstance(result, list)
             try:
-                done(result)
+                done(cast(T, result))
             except CorruptRecord as error:
                 self._journal.fail(f"the store is damaged: {error}")
 
-        self._runner.read(lambda: self._store.get(keys), got)
+        self._runner.read(work, got)
 
     def _look_up(
         self,
@@ -106,7 +111,8 @@ class Reader:
                 views[n] = self._engine.view_stored(ids[n] or b"", tenant, found)
             fill()
 
-        self._get([key for own in keys for key in own], got)
+        asked = [key for own in keys for key in own]
+        self._read(lambda: self._store.get(asked), got)
 
     def _fill(
         self,
@@ -116,7 +122,7 @@ class Reader:
         done: Callable[[Views], None],
         look: int,
     ) -> None:
-        needed = [set[int]() if view is None else _chunks_of(view) for view in views]
+        needed = [set[int]() if view is None else chunks_of(view) for view in views]
 
         def got(chunks: Mapping[int, bytes]) -> None:
             moved = [n for n, own in enumerate(needed) if not own <= chunks.keys()]
@@ -138,7 +144,7 @@ class Reader:
         self.chunks(set[int]().union(*needed), got)
 
 
-def _chunks_of(view: TaskView) -> set[int]:
+def chunks_of(view: TaskView) -> set[int]:
     """The chunks that the view still lacks."""
     return {s for s in (view.body_chunk, view.record_chunk) if s is not None}
 

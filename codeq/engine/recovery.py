@@ -10,8 +10,8 @@ from codeq.engine import keys
 from codeq.engine._engine import Engine
 from codeq.engine._salvage import read_head
 from codeq.engine.clock import Clock
-from codeq.engine.reader import CHUNK_PREFIX, chunk_key
-from codeq.engine.store import Store
+from codeq.engine.reader import chunk_key
+from codeq.engine.store import CHUNK_PREFIX, Store
 from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.recovery")

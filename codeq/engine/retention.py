@@ -18,15 +18,13 @@ from codeq.engine.clock import Clock
 from codeq.engine.deliveries import Deliveries
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
-from codeq.engine.reader import chunk_key
+from codeq.engine.reader import SEGMENT_CHUNKS, chunk_key
 from codeq.engine.store import Store
 
 #: entries looked at per prefix at a time; when there are more, the next look follows at once
 ENTRIES_MAX = 2_048
 #: entries looked at per prefix at a time behind the first that is needed
 SWEEP_MAX = 512
-#: sequences of one segment, the step in which the log is cut
-SEGMENT_CHUNKS = 512
 #: bytes of chunks read to carry records forward, per run: one group must stay small
 CARRY_BYTES_MAX = 8 << 20
 

@@ -41,7 +41,7 @@ BLOCK_CACHE_BYTES = 128 << 20
 MAX_WAL_BYTES = 256 << 20
 #: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
 #: have files of their own, which do not overlap: compaction moves these instead of rewriting them.
-CHUNKS, LOG = b"c", "log"
+CHUNK_PREFIX, LOG = b"c", "log"
 #: name of the file that remembers what the last sync covered
 SYNCED_NAME = "SYNCED"
 _SYNCED = struct.Struct("<QQ")  # sequence number, its complement
@@ -126,12 +126,12 @@ class Store:
         batch = WriteBatch(raw_mode=True)
         log = self._log_handle
         for begin, end in ranges:
-            batch.delete_range(begin, end, log if begin[:1] == CHUNKS else None)
+            batch.delete_range(begin, end, log if begin[:1] == CHUNK_PREFIX else None)
         for key in deletes:
             batch.delete(key)
         put = batch.put
         for key, value in puts:
-            if key[:1] == CHUNKS:
+            if key[:1] == CHUNK_PREFIX:
                 put(key, value, log)
             else:
                 put(key, value)
@@ -164,7 +164,7 @@ class Store:
             yield entry
 
     def _family(self, key: bytes) -> Any:
-        return self._log if key[:1] == CHUNKS else self._db
+        return self._log if key[:1] == CHUNK_PREFIX else self._db
 
     def property_int(self, name: str) -> int:
         """A numeric property of RocksDB, such as ``rocksdb.is-write-stopped``; 0 when unknown."""
@@ -351,7 +351,7 @@ class Reading:
         self._db.close()
 
     def _family(self, key: bytes) -> Any:
-        return self._log if key[:1] == CHUNKS else self._db
+        return self._log if key[:1] == CHUNK_PREFIX else self._db
 
 
 class FolderLock:

@@ -5,14 +5,18 @@ Reads belong on a helper thread: they go through many entries and chunks, a few 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from codeq.engine._views import TaskView, directory_entries, stored_view
-from codeq.engine.reader import chunk_key
+from codeq.engine._engine import COMPLETED, FAILED
+from codeq.engine._views import CorruptRecord, TaskView, directory_entries, stored_view
+from codeq.engine.reader import get_chunks
 from codeq.engine.store import Store
 
+#: tasks of one directory; their numbers are neighbours
 BUCKET_TASKS = 256
+#: states of ended tasks that are on disk only
+ON_DISK = 1 << COMPLETED | 1 << FAILED
 T = TypeVar("T")
 #: chunks in hand at a time; one may hold a payload or result of some MB
 CHUNKS_MAX = 16
@@ -79,12 +83,6 @@ class Stored:
                     return Found(found, place.number + 1, looks, directories, missing)
         return Found(found, reached, looks, directories, missing)
 
-    def chunks(self, sequences: Iterable[int]) -> dict[int, bytes]:
-        """The chunks that exist among the sequences."""
-        asked = sorted(set(sequences))
-        values = self._store.get([chunk_key(sequence) for sequence in asked])
-        return {s: value for s, value in zip(asked, values, strict=True) if value is not None}
-
     def _places(
         self, begin: int, end: int, looks_max: int
     ) -> tuple[list[Place], int, int, dict[bytes, bytes]]:
@@ -119,7 +117,7 @@ class Stored:
         """The tasks at these places that are of the tenant and command, complete; and the newest
         chunk that was not there: its tasks were removed meanwhile."""
         missing = -1
-        chunks = self.chunks(place.created for place in places)
+        chunks = get_chunks(self._store, (place.created for place in places))
         mine = []
         for place in places:
             if place.created not in chunks:
@@ -130,7 +128,7 @@ class Stored:
                 mine.append((place, view))
         whole = []
         for part in _parts(mine, lambda pair: pair[0].ended):
-            ends = self.chunks(place.ended for place, _ in part)
+            ends = get_chunks(self._store, (place.ended for place, _ in part))
             for place, view in part:
                 if place.ended in ends:
                     view.fill(ends)
@@ -138,6 +136,18 @@ class Stored:
                 else:
                     missing = max(missing, place.ended)
         return missing, whole
+
+
+def fault_of(found: object) -> str:
+    """Why a read of a helper thread brought nothing to go on with: it failed, or it lacks chunks
+    that must be there."""
+    if isinstance(found, CorruptRecord):
+        return f"the store is damaged: {found}"
+    if isinstance(found, BaseException):
+        return f"a read failed: {found}"
+    if isinstance(found, Found):
+        return f"the store is damaged: chunk {found.missing} is missing"
+    return "the store is damaged: of the chunks of the tasks in memory some are missing"
 
 
 def _key(prefix: bytes, number: int) -> bytes:

@@ -22,15 +22,14 @@ from codeq.engine._salvage import (
 from codeq.engine._views import CorruptRecord
 from codeq.engine._wire import format_id
 from codeq.engine.deliveries import rests_on
-from codeq.engine.reader import CHUNK_PREFIX
+from codeq.engine.reader import SEGMENT_CHUNKS, chunk_key
 from codeq.engine.recovery import FORMAT, HEAD_KEY, META_KEY, Meta, read_meta
 from codeq.engine.store import Reading, cut_manifest, logs_of, synced_sequence
+from codeq.engine.stored import BUCKET_TASKS
 from codeq.errors import StoreError
 
 CHUNKS_END = b"d"
 EVERYTHING = (b"\0", b"\xff")
-SEGMENT_CHUNKS = 512
-BUCKET_NUMBERS = 256
 #: numbers left out behind the highest that is known to be used, when the head cannot be trusted
 NUMBERS_LEFT_OUT = 1 << 20
 CHUNK_CREATES = 32
@@ -174,7 +173,7 @@ class Survey:
     # --- chunks
 
     def _look_at_chunks(self) -> None:
-        begin = CHUNK_PREFIX + self.tail.to_bytes(8, "big")
+        begin = chunk_key(self.tail)
         expected = self.tail
         for key, chunk in self.source.scan(begin, CHUNKS_END, self._unreadable("chunks")):
             sequence = int.from_bytes(key[1:], "big")
@@ -251,7 +250,7 @@ class Survey:
     def _name_gone(self, number: int, created: int, ended: int) -> None:
         name = f"number {number}"
         if created not in self.lost:
-            [chunk] = self.source.get([CHUNK_PREFIX + created.to_bytes(8, "big")])
+            [chunk] = self.source.get([chunk_key(created)])
             ids = [i for i in created_in(chunk or b"") if task_number(i) == number]
             name = format_id(ids[0]) if ids else name
         lost = ended if ended in self.lost else created
@@ -312,7 +311,7 @@ class Survey:
             return self._next_number
         lost = max(NUMBERS_LEFT_OUT, CHUNK_CREATES * max(0, self.synced - self.sequence))
         used = max(self._next_number, self._top_number + 1)
-        return (used + lost) // BUCKET_NUMBERS * BUCKET_NUMBERS + BUCKET_NUMBERS
+        return (used + lost) // BUCKET_TASKS * BUCKET_TASKS + BUCKET_TASKS
 
     @property
     def last_id_ms(self) -> int:
