@@ -2,7 +2,6 @@
  * they are given back. */
 #include "codeq.h"
 
-#define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
 #define ASSIGNMENT_BYTES_MAX 16 /* of one task beside its body and the splice; and of the message */
 
 /* --- claim ------------------------------------------------------------------------------------ */
@@ -60,7 +59,7 @@ static cq_queue *next_queue(sources *from)
 {
     cq_queue *best = NULL;
     if (from->every != NULL && from->every->ready.count > 0)
-        best = OWNER(cq_queue, heap_at, from->every->ready.items[0].at);
+        best = CQ_OWNER(cq_queue, heap_at, from->every->ready.items[0].at);
     for (; from->in_order && from->next < from->count; from->next++) {
         if (from->named[from->next]->top != NULL)
             return from->named[from->next];

@@ -281,6 +281,9 @@ cq_node *cq_map_first(const cq_map *map, uint64_t hash); /* NULL = none, as of t
 cq_node *cq_map_next(const cq_node *node);
 void cq_map_free(cq_map *map); /* the heads, not the objects */
 
+/* The object of which `place` is that field. */
+#define CQ_OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
+
 /* A 64-bit hash of the bytes; another seed gives another hash. */
 uint64_t cq_hash(uint64_t seed, const void *ptr, size_t len);
 /* FNV-1a 64, the hash that tells the shard of a task. Start with CQ_FNV_START. */
@@ -510,6 +513,8 @@ struct cq_queue {
 };
 
 cq_tenant *cq_tenant_find(const cq_engine *engine, cq_bytes name); /* NULL = it has no queue */
+/* Of what is kept by queue: queues, rules, tallies. */
+uint64_t cq_queue_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes command);
 cq_queue *cq_queue_find(const cq_engine *engine, cq_bytes tenant, cq_bytes command);
 /* Finds or makes it; NULL without memory. A new one goes with cq_queue_release if unused. */
 cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant, cq_bytes command);
@@ -580,6 +585,15 @@ cq_status cq_tally_list(const cq_engine *engine, cq_bytes tenant, cq_tally ***li
 static inline bool cq_bytes_equal(cq_bytes a, cq_bytes b)
 {
     return a.len == b.len && (a.len == 0 || __builtin_memcmp(a.ptr, b.ptr, a.len) == 0);
+}
+
+/* Copies `from` to `to`, which *text then names; returns the place behind the copy. */
+static inline uint8_t *cq_bytes_keep(uint8_t *to, cq_bytes *text, cq_bytes from)
+{
+    if (from.len > 0)
+        __builtin_memcpy(to, from.ptr, from.len);
+    *text = (cq_bytes){to, from.len};
+    return to + from.len;
 }
 
 /* === record.c: records and stored bodies <-> bytes ============================================ */

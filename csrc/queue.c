@@ -13,8 +13,6 @@
 #define STALE_MIN 64        /* below so many stale entries sweeping is not worth it */
 #define BACK_LOOKS 64       /* of the tasks that came back, so many are asked how long they wait */
 
-#define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
-
 /* --- tenants and queues ----------------------------------------------------------------------- */
 
 cq_tenant *cq_tenant_find(const cq_engine *engine, cq_bytes name)
@@ -58,14 +56,14 @@ static void release_tenant(cq_engine *engine, cq_tenant *tenant)
     free(tenant);
 }
 
-static uint64_t queue_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
+uint64_t cq_queue_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
 {
     return cq_hash(cq_hash(engine->set.seed, tenant.ptr, tenant.len), command.ptr, command.len);
 }
 
 cq_queue *cq_queue_find(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
 {
-    cq_node *node = cq_map_first(&engine->queues, queue_hash(engine, tenant, command));
+    cq_node *node = cq_map_first(&engine->queues, cq_queue_hash(engine, tenant, command));
     for (; node != NULL; node = cq_map_next(node)) {
         cq_queue *queue = (cq_queue *)node;
         if (cq_bytes_equal(queue->command, command) && cq_bytes_equal(queue->tenant->name, tenant))
@@ -131,7 +129,7 @@ cq_queue *cq_queue_open(cq_engine *engine, cq_bytes tenant_name, cq_bytes comman
         release_tenant(engine, tenant);
         return NULL;
     }
-    cq_map_put(&engine->queues, &queue->node, queue_hash(engine, tenant_name, command));
+    cq_map_put(&engine->queues, &queue->node, cq_queue_hash(engine, tenant_name, command));
     return queue;
 }
 
@@ -192,7 +190,7 @@ static int64_t rank(int32_t priority)
 
 static cq_level *top_level(const cq_queue *queue)
 {
-    return queue->levels.count ? OWNER(cq_level, heap_at, queue->levels.items[0].at) : NULL;
+    return queue->levels.count ? CQ_OWNER(cq_level, heap_at, queue->levels.items[0].at) : NULL;
 }
 
 static cq_level *find_level(const cq_engine *engine, const cq_queue *queue, int32_t priority)
@@ -439,7 +437,8 @@ int64_t cq_queue_ready_since(cq_engine *engine, cq_queue *queue, uint32_t *looks
 {
     int64_t since_ms = INT64_MAX;
     for (uint32_t i = 0; i < queue->levels.count && *looks > 0; i++, --*looks) {
-        int64_t level_ms = level_since(engine, OWNER(cq_level, heap_at, queue->levels.items[i].at));
+        int64_t level_ms =
+            level_since(engine, CQ_OWNER(cq_level, heap_at, queue->levels.items[i].at));
         since_ms = level_ms < since_ms ? level_ms : since_ms;
     }
     return since_ms == INT64_MAX ? CQ_NEVER : since_ms;
@@ -457,14 +456,6 @@ void cq_ready_free(cq_engine *engine, cq_queue *queue)
 }
 
 /* --- holders ---------------------------------------------------------------------------------- */
-
-static uint8_t *copy(uint8_t *to, cq_bytes *text, cq_bytes from)
-{
-    if (from.len > 0)
-        memcpy(to, from.ptr, from.len);
-    *text = (cq_bytes){to, from.len};
-    return to + from.len;
-}
 
 static uint64_t holder_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes worker,
                             cq_bytes subject)
@@ -491,8 +482,8 @@ cq_holder *cq_holder_open(cq_engine *engine, cq_bytes tenant, cq_bytes worker, c
         free(holder);
         return NULL;
     }
-    uint8_t *at = copy((uint8_t *)(holder + 1), &holder->tenant, tenant);
-    copy(copy(at, &holder->worker, worker), &holder->subject, subject);
+    uint8_t *at = cq_bytes_keep((uint8_t *)(holder + 1), &holder->tenant, tenant);
+    cq_bytes_keep(cq_bytes_keep(at, &holder->worker, worker), &holder->subject, subject);
     holder->refs = 1;
     cq_map_put(&engine->holders, &holder->node, hash);
     return holder;

@@ -8,8 +8,6 @@
 
 #include "codeq.h"
 
-#define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
-
 /* A worker id that holds leases of a limited queue. */
 typedef struct consumer {
     cq_node node;
@@ -20,30 +18,17 @@ typedef struct consumer {
 
 /* --- rules ------------------------------------------------------------------------------------ */
 
-static uint64_t rule_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
-{
-    return cq_hash(cq_hash(engine->set.seed, tenant.ptr, tenant.len), command.ptr, command.len);
-}
-
 static cq_rule *find_rule(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
 {
     if (engine->rules.count == 0)
         return NULL;
-    cq_node *node = cq_map_first(&engine->rules, rule_hash(engine, tenant, command));
+    cq_node *node = cq_map_first(&engine->rules, cq_queue_hash(engine, tenant, command));
     for (; node != NULL; node = cq_map_next(node)) {
         cq_rule *rule = (cq_rule *)node;
         if (cq_bytes_equal(rule->command, command) && cq_bytes_equal(rule->tenant, tenant))
             return rule;
     }
     return NULL;
-}
-
-static uint8_t *copy(uint8_t *to, cq_bytes *text, cq_bytes from)
-{
-    if (from.len > 0)
-        memcpy(to, from.ptr, from.len);
-    *text = (cq_bytes){to, from.len};
-    return to + from.len;
 }
 
 /* Finds the rule or makes one that says nothing yet; NULL without memory. */
@@ -57,8 +42,9 @@ static cq_rule *open_rule(cq_engine *engine, cq_bytes tenant, cq_bytes command)
         free(rule);
         return NULL;
     }
-    copy(copy((uint8_t *)(rule + 1), &rule->tenant, tenant), &rule->command, command);
-    cq_map_put(&engine->rules, &rule->node, rule_hash(engine, tenant, command));
+    cq_bytes_keep(cq_bytes_keep((uint8_t *)(rule + 1), &rule->tenant, tenant), &rule->command,
+                  command);
+    cq_map_put(&engine->rules, &rule->node, cq_queue_hash(engine, tenant, command));
     cq_queue *queue = cq_queue_find(engine, tenant, command);
     if (queue != NULL)
         queue->rule = rule;
@@ -177,7 +163,7 @@ cq_status cq_consumer_reserve(cq_engine *engine, cq_queue *queue, cq_bytes worke
         return CQ_NO_MEMORY;
     }
     one->queue = queue;
-    copy((uint8_t *)(one + 1), &one->worker, worker);
+    cq_bytes_keep((uint8_t *)(one + 1), &one->worker, worker);
     queue->consumers++;
     cq_map_put(&engine->consumers, &one->node, consumer_hash(queue, worker));
     return CQ_DONE;
@@ -334,7 +320,7 @@ cq_status cq_consumers_count(cq_engine *engine)
 {
     uint64_t left = uncounted_leases(engine, false);
     for (uint32_t i = 0; i < engine->due.count && left > 0; i++) {
-        cq_slot *slot = OWNER(cq_slot, heap_at, engine->due.items[i].at);
+        cq_slot *slot = CQ_OWNER(cq_slot, heap_at, engine->due.items[i].at);
         if (slot->state != CQ_LEASED || !slot->queue->uncounted)
             continue;
         if (cq_consumer_reserve(engine, slot->queue, slot->holder->worker) != CQ_DONE)

@@ -47,15 +47,10 @@ cq_label *cq_label_open(cq_engine *engine, cq_bytes name)
 
 /* --- tallies ---------------------------------------------------------------------------------- */
 
-static uint64_t tally_hash(const cq_engine *engine, cq_bytes tenant, cq_bytes command)
-{
-    return cq_hash(cq_hash(engine->set.seed, tenant.ptr, tenant.len), command.ptr, command.len);
-}
-
 cq_tally *cq_tally_open(cq_engine *engine, cq_queue *queue)
 {
     cq_bytes tenant = queue->tenant->name, command = queue->command;
-    uint64_t hash = tally_hash(engine, tenant, command);
+    uint64_t hash = cq_queue_hash(engine, tenant, command);
     cq_node *node = cq_map_first(&engine->tallies, hash);
     for (; node != NULL; node = cq_map_next(node)) {
         cq_tally *known = (cq_tally *)node;
@@ -69,13 +64,8 @@ cq_tally *cq_tally_open(cq_engine *engine, cq_queue *queue)
         free(tally);
         return NULL;
     }
-    uint8_t *name = (uint8_t *)(tally + 1);
-    if (tenant.len > 0)
-        memcpy(name, tenant.ptr, tenant.len);
-    if (command.len > 0)
-        memcpy(name + tenant.len, command.ptr, command.len);
-    tally->tenant = (cq_bytes){name, tenant.len};
-    tally->command = (cq_bytes){name + tenant.len, command.len};
+    cq_bytes_keep(cq_bytes_keep((uint8_t *)(tally + 1), &tally->tenant, tenant), &tally->command,
+                  command);
     tally->queue = queue;
     cq_map_put(&engine->tallies, &tally->node, hash);
     return tally;

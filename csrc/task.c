@@ -4,8 +4,6 @@
 
 #include "codeq.h"
 
-#define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
-
 static const cq_bytes NOTHING = {0};
 
 static cq_bytes literal(const char *text)
@@ -599,7 +597,7 @@ cq_status cq_task_tick(cq_engine *engine, int64_t now_ms, int64_t limit, int64_t
     *moved = 0;
     cq_tell_time(engine, now_ms);
     while (*moved < limit && due->count > 0 && due->items[0].rank <= now_ms) {
-        if (time_came(engine, OWNER(cq_slot, heap_at, due->items[0].at), now_ms) != CQ_DONE)
+        if (time_came(engine, CQ_OWNER(cq_slot, heap_at, due->items[0].at), now_ms) != CQ_DONE)
             return CQ_NO_MEMORY;
         ++*moved;
     }

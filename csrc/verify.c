@@ -4,7 +4,6 @@
 
 #define CHECK_ALWAYS_BELOW 1000 /* live tasks; above, every CHECK_EVERY-th call */
 #define CHECK_EVERY 4096
-#define OWNER(type, field, place) ((type *)((char *)(place) - offsetof(type, field)))
 
 /* Sums over all slots, to be compared with the counters kept along the way. */
 typedef struct sums {
@@ -111,7 +110,7 @@ static void check_queue(const cq_engine *engine, const cq_queue *queue, sums *al
     uint64_t ready = 0;
     check_heap(&queue->levels);
     for (uint32_t i = 0; i < queue->levels.count; i++) {
-        const cq_level *level = OWNER(cq_level, heap_at, queue->levels.items[i].at);
+        const cq_level *level = CQ_OWNER(cq_level, heap_at, queue->levels.items[i].at);
         uint64_t least = check_level(engine, queue, level);
         ready += level->ready;
         if (i > 0)
