@@ -3,7 +3,7 @@
 ``server`` is one development server for the whole run (tenant dev, tokens dev-producer and
 dev-worker); tests keep apart by commands of their own (fixture ``command``). ``start_server``
 starts servers with settings of their own. ``rest_node`` runs the REST application and a real shard
-inside the test, with as many tokens as it wants.
+inside the test, with as many tokens as it wants. ``node`` is the engine room alone.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from codeq.server.limits import Limits
 from codeq.server.metrics import Metrics
 from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
+
+from .node import Node
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A trap or an invariant as it is named on the command line: -k T1
@@ -207,6 +209,21 @@ class Tokens:
         if not slash:
             raise AuthError("unauthenticated", "invalid token")
         return Principal(subject, WORKER_SCOPES, ["*"], {"tid": tenant})
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """An engine, its store and a fake clock. A fault of it that no test expected is a failure."""
+    node = Node(tmp_path / "data")
+    yield node
+    assert node.faults == []
+    node.close()
+
+
+@pytest.fixture(params=[False, True], ids=["running", "restarted"])
+def again(request: pytest.FixtureRequest, node: Node) -> Callable[[], None]:
+    """A restart in between, or none."""
+    return node.restart if request.param else node.settle
 
 
 class RestNode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,14 +21,6 @@ from .node import Node
 from .protos import workerpb
 
 ADMIN = ["codeq:admin", *WORKER_SCOPES]
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    node = Node(tmp_path / "data")
-    yield node
-    assert node.faults == []
-    node.close()
 
 
 def admins() -> Tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,6 @@ from .node import Node
 EVERY = sum(1 << state for state in (READY, DELAYED, LEASED, COMPLETED, FAILED, DEAD))
 YEAR_2099_MS = 4_070_908_800_000
 BYTES_MAX = 4 << 20
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    node = Node(tmp_path / "data")
-    yield node
-    assert node.faults == []
-    node.close()
-
-
-@pytest.fixture(params=[False, True], ids=["running", "restarted"])
-def again(request: pytest.FixtureRequest, node: Node) -> Callable[[], None]:
-    """A restart in between, or none."""
-    return node.restart if request.param else node.settle
 
 
 def bury(node: Node, count: int = 1, **fields: Any) -> list[str]:

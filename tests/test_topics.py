@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,20 +25,6 @@ from .protos import producerpb
 NO_TIER = errors.PRIORITY_NO_TIER.number
 PLAIN = Policy(tuple(range(11)), 5, "graveyard")
 BODY = {"priorityTiers": [5, 0, 9], "maxAttempts": 3, "deadLetterTopicRef": "graveyard"}
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    node = Node(tmp_path / "data")
-    yield node
-    assert node.faults == []
-    node.close()
-
-
-@pytest.fixture(params=[False, True], ids=["running", "restarted"])
-def again(request: pytest.FixtureRequest, node: Node) -> Callable[[], None]:
-    """A restart in between, or none."""
-    return node.restart if request.param else node.settle
 
 
 def govern(node: Node, *, tenant: str = "t", name: str = "job", **fields: Any) -> Any:

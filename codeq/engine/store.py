@@ -166,10 +166,6 @@ class Store:
     def _family(self, key: bytes) -> Any:
         return self._log if key[:1] == CHUNK_PREFIX else self._db
 
-    def property_int(self, name: str) -> int:
-        """A numeric property of RocksDB, such as ``rocksdb.is-write-stopped``; 0 when unknown."""
-        return int(self._db.property_int_value(name) or 0)
-
     def free_bytes(self) -> int:
         """Bytes a normal process may still write on the file system of the folder."""
         return folder.free_bytes(self.path)

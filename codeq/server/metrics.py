@@ -27,6 +27,8 @@ LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3
 #: seconds of a commit, a sync, or a block of the loop
 SHORT_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 OTHER = "_other"
+#: One command's counts, as ``Engine.command_stats`` has them
+CommandStats = tuple[str, tuple[int, ...], tuple[int, ...], float, tuple[int, ...], float]
 
 
 class Histogram:
@@ -129,8 +131,9 @@ class Metrics:
         return lambda: generate_latest(read) + generate_latest(self._process_registry)
 
     def _families(self) -> Iterator[Metric]:
-        yield from self._tasks()
-        yield from self._queues()
+        stats = self._shard.engine.command_stats()
+        yield from self._tasks(stats)
+        yield from self._queues({name for name, *_ in stats})
         yield from self._webhooks()
         yield self.commit.family("codeq_commit_seconds", "Write and sync of a commit group.")
         yield self.sync.family("codeq_sync_seconds", "Sync of a commit group.")
@@ -139,7 +142,7 @@ class Metrics:
         )
         yield from self._process()
 
-    def _tasks(self) -> Iterator[Metric]:
+    def _tasks(self, stats: list[CommandStats]) -> Iterator[Metric]:
         created = CounterMetricFamily(
             "codeq_task_created", "Tasks created, replays not counted.", labels=["command"]
         )
@@ -153,7 +156,7 @@ class Metrics:
             "From create to end.",
             labels=["command", "status"],
         )
-        for name, counts, done, done_s, failed, failed_s in self._shard.engine.command_stats():
+        for name, counts, done, done_s, failed, failed_s in stats:
             created.add_metric([name], counts[0])
             claimed.add_metric([name], counts[1])
             completed.add_metric([name, "COMPLETED"], counts[2])
@@ -174,8 +177,7 @@ class Metrics:
             hits.add_metric(operation, count)
         yield hits
 
-    def _queues(self) -> Iterator[Metric]:
-        labels = {row[0] for row in self._shard.engine.command_stats()}
+    def _queues(self, labels: set[str]) -> Iterator[Metric]:
         depths: dict[str, list[int]] = {}
         for row in self._shard.engine.queues(None):
             command, counts = row[1], row[2:]

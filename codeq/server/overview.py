@@ -16,7 +16,6 @@ from codeq.engine.shard import Shard
 from codeq.model import (
     Durations,
     DurationsBucket,
-    ExhaustedWebhook,
     Overview,
     OverviewMemory,
     OverviewQueue,
@@ -121,13 +120,7 @@ class Overviews:
             return OverviewWebhooks(pending if tenant is None else 0, 0, [])
         if tenant is not None:
             pending = webhooks.held_by.get(tenant, 0)
-        listed = [
-            ExhaustedWebhook(
-                one.tenant_id, one.task_id, one.command, one.host, one.tries, one.error, one.at
-            )
-            for one in webhooks.exhausted
-            if tenant in (None, one.tenant_id)
-        ]
+        listed = [one for one in webhooks.exhausted if tenant in (None, one.tenant_id)]
         count = webhooks.exhausted_by.get(tenant, 0) if tenant else webhooks.exhausted_count
         return OverviewWebhooks(pending, count, listed)
 

@@ -22,7 +22,7 @@ from msgspec import UNSET, Raw
 from codeq.config import Config
 from codeq.engine.deliveries import PREFIX, Outcome, Owed, Page
 from codeq.engine.shard import Shard
-from codeq.model import rfc3339
+from codeq.model import ExhaustedWebhook, rfc3339
 from codeq.server import artifacts
 from codeq.server.callbacks import Callbacks, host_of
 from codeq.server.limits import TASK_RESULT
@@ -50,18 +50,6 @@ class ResultBody(msgspec.Struct, rename="camel"):
     error: str
     artifacts: Raw
     completed_at: str
-
-
-class Exhausted(msgspec.Struct, rename="camel"):
-    """A delivery that was given up; ``error`` is what came of its last try."""
-
-    tenant_id: str
-    task_id: str
-    command: str
-    host: str
-    tries: int
-    error: str
-    at: str
 
 
 class Host:
@@ -121,7 +109,7 @@ class Webhooks:
         self._timer: tuple[int, Any] | None = None
         self.held = 0
         self.held_by: dict[str, int] = {}
-        self.exhausted: deque[Exhausted] = deque(maxlen=EXHAUSTED_KEPT)
+        self.exhausted: deque[ExhaustedWebhook] = deque(maxlen=EXHAUSTED_KEPT)
         self.exhausted_count = 0
         self.exhausted_by: dict[str, int] = {}
 
@@ -256,7 +244,7 @@ class Webhooks:
         return min(self._base_ms << min(tries - 1, 40), self._longest_ms)
 
     def _give_up(self, pending: Pending, outcome: Outcome, failure: str) -> None:
-        entry = Exhausted(
+        entry = ExhaustedWebhook(
             outcome.tenant,
             outcome.task_id,
             outcome.command,

@@ -146,8 +146,8 @@ TOPICS = (
     Mutant(
         "webhooks-of-every-tenant",
         "codeq/server/overview.py",
-        "            if tenant in (None, one.tenant_id)\n",
-        "",
+        "[one for one in webhooks.exhausted if tenant in (None, one.tenant_id)]",
+        "[*webhooks.exhausted]",
         "test_overview.py::test_T32_T36_admins_see_their_tenant_and_operators_all",
     ),
     Mutant(
