@@ -344,9 +344,11 @@ typedef struct cq_slot {
         uint64_t ended_chunk; /* ended: sequence of the chunk with the ended record */
     };
     cq_queue *queue;
-    cq_holder *holder; /* leased: whose; completed or failed: who ended it; else NULL */
-    cq_text *error;    /* live or dead; NULL when empty. Of other ends the record knows it */
-    int64_t created_ms;
+    cq_holder *holder;       /* leased: whose; completed or failed: who ended it; else NULL */
+    cq_text *error;          /* live or dead; NULL when empty. Of other ends the record knows it */
+    int64_t created_ms : 48; /* shares a word with the next two; 48 bits last until the year 6429 */
+    uint64_t state : 8;      /* cq_state */
+    uint64_t flags : 8;
     int64_t updated_ms;     /* ended: the end */
     int64_t due_ms;         /* delayed, and ready since then: due; leased: its end; ended: end of
                              * keeping; else 0 */
@@ -357,8 +359,6 @@ typedef struct cq_slot {
     int32_t attempts;
     int32_t max_attempts;
     uint32_t lease; /* leased: serial of its claim; ended: of the finish call */
-    uint8_t state;  /* cq_state */
-    uint8_t flags;
 } cq_slot;
 
 #define CQ_BUCKET_SLOTS 256

@@ -7,7 +7,7 @@
 #define WINDOW_MIN 16
 #define RANDOM_BITS 26 /* of an id */
 
-_Static_assert(sizeof(cq_slot) <= 112, "memory per waiting task is a promise");
+_Static_assert(sizeof(cq_slot) <= 104, "memory per waiting task is a promise");
 
 /* --- maps ------------------------------------------------------------------------------------- */
 
