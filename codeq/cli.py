@@ -123,6 +123,9 @@ def bench(
     concurrency: Annotated[int | None, typer.Option(min=1, help="calls under way")] = None,
     streams: Annotated[int | None, typer.Option(min=1, max=1000)] = None,
     payload: Annotated[int, typer.Option(min=64, max=4_000_000, help="bytes")] = 200,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="over streams: the client makes idempotency keys")
+    ] = False,
     sync: Annotated[bool, typer.Option("--sync/--no-sync", help="sync before each ack")] = True,
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="use this server instead of fresh ones")
@@ -158,6 +161,7 @@ def bench(
             calls=concurrency,
             streams=streams,
             payload_bytes=payload,
+            make_keys=keys,
             sync=sync,
             target=target,
             peer=peer,

@@ -51,7 +51,8 @@ def test_an_open_loop_times_every_task_from_when_it_was_due(
 
 
 def test_runs_without_sync_say_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench("--surface", "stream-batch-256", "--no-sync", "--runs", "2", "--streams", "1") == 0
+    named = ("--surface", "stream-batch-256", "--streams", "1", "--keys")
+    assert bench(*named, "--no-sync", "--runs", "2") == 0
     said = json.loads(capsys.readouterr().out)
     assert "NOT synced" in said["durability"]
     assert said["machine"] and said["commit"] and "rocksdict" in said["versions"]

@@ -179,7 +179,7 @@ def test_unacknowledged_bytes_are_bounded() -> None:
 
 def test_T65_after_a_break_only_keyed_creates_are_sent_again() -> None:
     async def scenario(fake: FakeStreams) -> None:
-        producer, peer = await started(fake)
+        producer, peer = await started(fake, make_keys=False)
         with_key = spawn(producer.produce("a", 1, idempotency_key="k"))
         without = spawn(producer.produce("a", 2))
         batch = spawn(producer.produce_batch(
@@ -201,6 +201,35 @@ def test_T65_after_a_break_only_keyed_creates_are_sent_again() -> None:
         assert (first, second) == (task_id(3), task_id(2))
         assert isinstance(third, CodeqError) and third.slug == "unavailable"
         await ended(producer.close(), peer)
+
+    play(scenario)
+
+
+def test_T65_creates_without_a_key_get_one_and_are_sent_again_under_it() -> None:
+    async def scenario(fake: FakeStreams) -> None:
+        producer, peer = await started(fake)
+        single = spawn(producer.produce("a", 1))
+        batch = spawn(producer.produce_batch([("b", 2), NewTask("b", 3, idempotency_key="mine")]))
+        sent = [*creates_of(await peer.heard()), *creates_of(await peer.heard())]
+        keys = [create.idempotency_key for create in sent]
+        assert len(set(keys)) == 3 and keys[2] == "mine"
+        await acknowledge(peer, sent[1:2], first=2)
+        peer.end(UNAVAILABLE)
+        peer = await fake.producer()
+        again = [*creates_of(await peer.heard()), *creates_of(await peer.heard())]
+        assert [create.idempotency_key for create in again] == [keys[0], "mine"]
+        await acknowledge(peer, again[:1], first=1)
+        await acknowledge(peer, again[1:], first=3)
+        assert await single == task_id(1)
+        assert await batch == [task_id(2), task_id(3)]
+        await ended(producer.close(), peer)
+        other, peer = await started(fake)
+        calling = spawn(other.produce("a", 1))
+        (create,) = creates_of(await peer.heard())
+        assert create.idempotency_key.rpartition("-")[0] != keys[0].rpartition("-")[0]
+        await acknowledge(peer, [create])
+        await calling
+        await ended(other.close(), peer)
 
     play(scenario)
 

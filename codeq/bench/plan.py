@@ -24,6 +24,7 @@ class Role(msgspec.Struct):
     calls: int
     streams: int = 1
     merge: bool = True  # the client may put single tasks into batches
+    make_keys: bool = False  # the client makes an idempotency key for each create
     window: int = 0  # lives that may be open at a time, 0 = any
     per_second: float = 0.0  # tasks, on a fixed schedule; 0 = as fast as it goes
     payload_bytes: int = 200
@@ -54,6 +55,7 @@ class Wishes(NamedTuple):
     streams: int | None = None
     payload_bytes: int = 200
     per_second: float = 0.0
+    make_keys: bool = False
 
 
 def _streams(
@@ -69,8 +71,9 @@ def _streams(
     """``claim``: tasks a Ready and number of Readys, where they are not those of the creates."""
     tasks, readys = claim if claim[0] else (batch, calls)
     window = 0 if per_second else WINDOW * batch * calls
-    make = Role("produce", batch, calls, streams, merge, window, per_second)
-    return Surface(name, make, Role("work", tasks, readys, streams, merge, 0, per_second))
+    make = Role("produce", batch, calls, streams, merge, window=window, per_second=per_second)
+    work = Role("work", tasks, readys, streams, merge, per_second=per_second)
+    return Surface(name, make, work)
 
 
 def _rest(name: str, batch: int, calls: int) -> Surface:
@@ -126,6 +129,7 @@ def wished(surface: Surface, wishes: Wishes) -> Surface:
         window=0 if per_second or not make.window else WINDOW * batch * calls,
         per_second=per_second,
         payload_bytes=wishes.payload_bytes,
+        make_keys=wishes.make_keys,
     )
     if take is not None:
         take = msgspec.structs.replace(

@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     calls: int | None = None
     streams: int | None = None
     payload_bytes: int = 200
+    make_keys: bool = False
     sync: bool = True
     target: Codeq | None = None
     peer: str = ""
@@ -85,7 +86,14 @@ def planned(options: Options) -> list[Step]:
         Step(
             wished(
                 surface,
-                Wishes(options.batch, options.calls, options.streams, options.payload_bytes, rate),
+                Wishes(
+                    options.batch,
+                    options.calls,
+                    options.streams,
+                    options.payload_bytes,
+                    rate,
+                    options.make_keys,
+                ),
             )
         )
         for surface in chosen(names)

@@ -24,7 +24,9 @@ class StreamCreates:
         async with contextlib.AsyncExitStack() as stack:
             producers = [
                 await stack.enter_async_context(
-                    Producer(role.address, token=role.token, merge=role.merge)
+                    Producer(
+                        role.address, token=role.token, merge=role.merge, make_keys=role.make_keys
+                    )
                 )
                 for _ in range(role.streams)
             ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -48,8 +50,8 @@ class NewTask(msgspec.Struct, frozen=True):
 
     ``payload``: any JSON value, msgspec Struct or dataclass; bytes go as they are. ``priority``:
     higher goes first. ``max_attempts``: 0 = the server's default. ``idempotency_key``: the same
-    key makes only one task, also when the create had to be sent twice. ``run_at``: not before
-    this time (with a time zone; wins over ``delay_seconds``).
+    key makes only one task, whoever sends it how often (empty: see ``make_keys`` of Producer).
+    ``run_at``: not before this time (with a time zone; wins over ``delay_seconds``).
     """
 
     command: str
@@ -67,8 +69,9 @@ class _Item:
 
     __slots__ = ("command", "key", "more", "payload", "weight")
 
-    def __init__(self, task: NewTask) -> None:
-        """Raises CodeqError for what can be told without a server."""
+    def __init__(self, task: NewTask, made_key: bytes) -> None:
+        """``made_key`` is for a task without a key. Raises CodeqError for what can be told without
+        a server."""
         payload = task.payload
         try:
             if type(payload) is not bytes:
@@ -76,7 +79,7 @@ class _Item:
                 payload = bytes(payload) if raw else _encode_json(payload)
             self.command = task.command.encode()
             key = task.idempotency_key
-            self.key = key.strip().encode() if key else b""
+            self.key = (key.strip().encode() if key else b"") or made_key
             plain = not (task.priority or task.webhook or task.max_attempts or task.delay_seconds)
             self.more = None if plain and task.run_at is None else _more(task)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -91,6 +94,12 @@ class _Item:
             creates.add(self.command, self.payload, seq=seq)
         else:
             creates.add(self.command, self.payload, key=self.key, seq=seq, **(self.more or {}))
+
+
+def _random_keys() -> Iterator[bytes]:
+    """Idempotency keys that nobody else makes."""
+    prefix = secrets.token_hex(12).encode()
+    return (b"made-%s-%d" % (prefix, number) for number in itertools.count(1))
 
 
 def _more(task: NewTask) -> dict[str, Any]:
@@ -234,9 +243,13 @@ class Producer:
     much is unacknowledged. ``connect_timeout_seconds``: how long entering may try. ``merge=False``
     sends every single create as its own message.
 
-    When the stream breaks it is opened again. Creates that were sent and not acknowledged are sent
-    again if they have an idempotency key; the others fail with CodeqError ``unavailable``, since
-    nobody knows whether the task was made. Creates that were never sent wait for the connection.
+    When the stream breaks it is opened again. Creates that were never sent wait for it. Those that
+    were sent and not acknowledged are sent again under their idempotency key, so that each makes
+    one task. A create without a key gets one of the producer's making. It costs an entry on the
+    server's disk, some CPU on both sides, and an ended task stays there until the window of its key
+    is over (``idempotencyWindowSeconds``). With ``make_keys=False`` such creates have no key, and
+    fail with CodeqError ``unavailable`` when the stream breaks: nobody knows whether the task was
+    made.
     """
 
     def __init__(
@@ -248,7 +261,9 @@ class Producer:
         inflight_bytes_max: int = 8 * 1024 * 1024,
         connect_timeout_seconds: float = 10.0,
         merge: bool = True,
+        make_keys: bool = True,
     ) -> None:
+        self._made_keys = _random_keys() if make_keys else itertools.repeat(b"")
         self._dialer = Dialer(
             address,
             METHOD,
@@ -330,7 +345,8 @@ class Producer:
                 idempotency_key,
                 run_at,
                 delay_seconds,
-            )
+            ),
+            next(self._made_keys),
         )
         self._check_usable()
         if not self._room.try_take(item.weight):
@@ -359,7 +375,8 @@ class Producer:
         pieces: list[tuple[_Group, list[int]]] = []  # a message, the places of its creates
         for place, task in enumerate(tasks):
             try:
-                item = _Item(task if isinstance(task, NewTask) else NewTask(*task))
+                new = task if isinstance(task, NewTask) else NewTask(*task)
+                item = _Item(new, next(self._made_keys))
             except CodeqError as error:
                 results.append(error)
                 continue
