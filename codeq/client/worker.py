@@ -8,11 +8,15 @@ import socket
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from codeq.client.handlers import Handlers
+from codeq.client.signals import stopping
 from codeq.client.stream import Credentials, Dialer, Session, Token, log, refusal_of
 from codeq.client.task import Fail, Nack, Task
 from codeq.engine import _wire
@@ -59,7 +63,8 @@ class Counts:
 class _Assignment:
     """The tasks of one message while they are worked on, one after the other or all at once."""
 
-    __slots__ = ("beaten_at", "interrupted", "lost", "open", "runner", "tasks", "waiting_for")
+    __slots__ = ("at_once", "beaten_at", "interrupted", "lost", "open", "runner", "tasks",
+                 "waiting_for")  # fmt: skip
 
     def __init__(self, tasks: list[Task], now: float) -> None:
         self.tasks = tasks
@@ -68,12 +73,14 @@ class _Assignment:
         self.lost: set[str] = set()
         self.runner: asyncio.Task[None] | None = None
         self.waiting_for: str | None = None  # id of the task whose handler is suspended
+        self.at_once = tasks  # what a batch handler has
         self.interrupted = False
 
     def lose(self, task_id: str) -> None:
         self.lost.add(task_id)
-        all_lost = self.waiting_for == ALL and len(self.lost) == len(self.tasks)
-        if self.waiting_for == task_id or all_lost:
+        if self.waiting_for == task_id or (
+            self.waiting_for == ALL and all(task.id in self.lost for task in self.at_once)
+        ):
             self.interrupt()
 
     def interrupt(self) -> None:
@@ -92,10 +99,12 @@ class _Assignment:
         return True
 
 
-class Worker:
-    """Works on tasks: ``await Worker("host:9091", token="...", commands=["resize"]).run(handle)``.
+class Worker(Handlers):
+    """Works on tasks: ``await Worker("host:9091", token="...", commands=["resize"]).run(handle)``,
+    or with a handler for each command (``@worker.task("resize")``, see ``task``) and ``run()``.
 
-    ``commands``: served in this order; empty = every queue the token allows. ``concurrency``: how
+    ``commands``: served in this order; empty = those that have a decorated handler or, if none has,
+    every queue the token allows. ``concurrency``: how
     many handlers run at a time. ``batch``: how many tasks each of them gets per message, handled
     one after the other. ``lease_seconds``: a task is another worker's after this time without a
     heartbeat. ``on_refused(task_id, error)`` hears of results the server did not accept.
@@ -127,6 +136,7 @@ class Worker:
     ) -> None:
         if min(concurrency, batch, lease_seconds) < 1:
             raise ValueError("concurrency, batch and lease_seconds are at least 1")
+        super().__init__()
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.counts = Counts()
         self._dialer = Dialer(
@@ -142,7 +152,9 @@ class Worker:
         self._concurrency = concurrency
         self._lease_seconds = lease_seconds
         self._look_seconds = lease_seconds / LOOKS_PER_LEASE
-        self._ready = _wire.encode_ready([text.encode() for text in commands], lease_seconds, batch)
+        self._commands = tuple(commands)
+        self._batch = batch
+        self._ready = b""
         self._on_refused = on_refused
         self._merge = merge
         self._work: Callable[[_Assignment], Awaitable[None]]
@@ -168,23 +180,33 @@ class Worker:
 
     # --- running
 
-    async def run(self, handler: Handler) -> None:
-        """Calls ``handler(task)`` for each task until ``stop``. Raises CodeqError when the token
-        or the commands are refused, or the first connection fails for connect_timeout_seconds."""
+    async def run(self, handler: Handler | None = None, *, signals: bool = False) -> None:
+        """Calls ``handler(task)``, or the decorated handler of its command, for each task until
+        ``stop``.
+
+        With ``signals`` (in the main thread only) SIGTERM or SIGINT is a ``stop()``, a second one
+        ``stop(abandon=True)``, a third what it was before. Raises CodeqError when the token or the
+        commands are refused, or the first connection fails for connect_timeout_seconds; ValueError
+        when a command has no handler, or there are decorated ones and another.
+        """
+        commands = self._commands_served(self._commands, handler)
+        one = handler or self._handle_one
 
         async def work(assignment: _Assignment) -> None:
-            await self._one_by_one(assignment, handler)
+            await self._one_by_one(assignment, one)
 
-        await self._serve(work)
+        mixed = handler is None and any(known.at_once for known in self._handlings.values())
+        await self._serve(commands, self._by_command if mixed else work, signals)
 
-    async def run_batches(self, handler: BatchHandler) -> None:
+    async def run_batches(self, handler: BatchHandler, *, signals: bool = False) -> None:
         """Like ``run``, but calls ``handler(tasks)`` with all tasks of a message. It returns a
         list with the result of each, where Fail(...) and Nack(...) stand for themselves."""
+        commands = self._commands_served(self._commands, handler)
 
         async def work(assignment: _Assignment) -> None:
             await self._all_at_once(assignment, handler)
 
-        await self._serve(work)
+        await self._serve(commands, work, signals)
 
     def stop(self, *, abandon: bool = False) -> None:
         """Ends ``run``: takes no more tasks, finishes those in hand and sends their results. With
@@ -197,10 +219,20 @@ class Worker:
                 assignment.interrupt()
         self._settle()
 
-    async def _serve(self, work: Callable[[_Assignment], Awaitable[None]]) -> None:
+    async def _serve(
+        self, commands: list[str], work: Callable[[_Assignment], Awaitable[None]], signals: bool
+    ) -> None:
         if self._runner is not None:
             raise CodeqError("unavailable", "a worker runs only once")
+        named = [text.encode() for text in commands]
+        self._ready = _wire.encode_ready(named, self._lease_seconds, self._batch)
         self._work = work
+        soon = asyncio.get_running_loop().call_soon_threadsafe  # a signal may come at any moment
+        told = stopping(lambda abandon: soon(partial(self.stop, abandon=abandon)))
+        with told if signals else nullcontext():
+            await self._run_to_the_end()
+
+    async def _run_to_the_end(self) -> None:
         self._runner = asyncio.create_task(self._keep_open())
         self._settle()
         try:
@@ -411,8 +443,20 @@ class Worker:
                 slice_end = time() + SLICE_SECONDS
         assignment.open = len(assignment.tasks)
 
+    async def _by_command(self, assignment: _Assignment) -> None:
+        """Batch handlers and others, each with the tasks of its command."""
+        parts = self._parts(assignment.tasks)
+        assignment.tasks = [task for tasks, _ in parts for task in tasks]
+        for tasks, handler in parts:
+            assignment.at_once = [task for task in tasks if task.id not in assignment.lost]
+            if assignment.at_once:
+                await self._all_at_once(assignment, handler)
+                self._wake()
+                await asyncio.sleep(0)
+            assignment.open += len(tasks)
+
     async def _all_at_once(self, assignment: _Assignment, handler: BatchHandler) -> None:
-        tasks = assignment.tasks
+        tasks = assignment.at_once
         if self._abandoning:
             outcomes: Any = INTERRUPTED
         else:
@@ -429,7 +473,6 @@ class Worker:
         for task, outcome in zip(tasks, outcomes, strict=True):
             if task.id not in assignment.lost:
                 self._conclude(task.id, outcome)
-        assignment.open = len(tasks)
 
     async def _interruptible(
         self, assignment: _Assignment, task_id: str, handling: Awaitable[Any]
