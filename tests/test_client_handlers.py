@@ -131,8 +131,12 @@ def test_a_typed_payload_is_decoded_or_ends_the_task() -> None:
             ("COMPLETED", b'{"to":"ann"}', ""),
             ("COMPLETED", b"3", ""),
         ]
-        for number, why in ((4, "Expected `int`, got `str` - at `$.width`"),
-                            (5, "missing required field `to`"), (6, "JSON is malformed")):  # fmt: skip
+        reasons = {
+            4: "Expected `int`, got `str` - at `$.width`",
+            5: "missing required field `to`",
+            6: "JSON is malformed",
+        }
+        for number, why in reasons.items():
             status, _, error = found[task_id(number)]
             assert status == "FAILED" and why in error
             assert error.startswith("the payload is not what the handler takes: ")
@@ -253,7 +257,7 @@ def test_T65_heartbeats_and_lost_leases_of_a_message_with_batches() -> None:
 
 def test_who_handles_what_must_be_clear() -> None:
     async def scenario(fake: FakeStreams) -> None:
-        with pytest.raises(ValueError, match="no handler: decorate one with @worker.task"):
+        with pytest.raises(ValueError, match=r"no handler: decorate one with @worker\.task"):
             await a_worker(fake, commands=["a"]).run()
         worker = a_worker(fake, commands=["a", "b", "c"])
         worker.task("a")(lambda task: 1)
