@@ -137,13 +137,15 @@ class CodeqError(Exception):
     """What a client of codeq sees of a refusal or a fault.
 
     ``slug`` is the stable name of the refusal, ``message`` its text, ``http`` the HTTP status.
+    ``retry_after_seconds`` is when a server wants to be asked again; 0 = it did not say.
     """
 
-    def __init__(self, slug: str, message: str) -> None:
+    def __init__(self, slug: str, message: str, retry_after_seconds: int = 0) -> None:
         super().__init__(f"{slug}: {message}")
         self.slug = slug
         self.message = message
         self.http = SLUGS.get(slug, (500, ""))[0]
+        self.retry_after_seconds = retry_after_seconds
 
 
 class StoreError(CodeqError):

@@ -11,6 +11,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
+import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
@@ -115,6 +116,11 @@ class Task(Struct, rename="camel", omit_defaults=True):
     error: str = ""
     result_key: Annotated[str, _also(const=RESULT_KEY)] = ""
 
+    def json(self, type: Any = Any) -> Any:
+        """The payload read as JSON, as a value of ``type`` (a msgspec Struct, a dataclass, ...).
+        Raises msgspec.DecodeError when it is something else."""
+        return msgspec.json.decode(self.payload, type=type)
+
 
 class ArtifactLink(Struct):
     """One artifact as it is shown."""
@@ -135,6 +141,18 @@ class ResultRecord(Struct, rename="camel", omit_defaults=True):
         Raw | UnsetType,
         _also(type="array", minItems=1, items={"$ref": "#/components/schemas/ArtifactLink"}),
     ] = UNSET
+
+    def json(self, type: Any = Any) -> Any:
+        """The result read as JSON, as ``Task.json``; None when there is none."""
+        return None if self.result is UNSET else msgspec.json.decode(self.result, type=type)
+
+    def files(self) -> list[ArtifactLink]:
+        """The artifacts, by name and address."""
+        return (
+            []
+            if self.artifacts is UNSET
+            else msgspec.json.decode(self.artifacts, type=list[ArtifactLink])
+        )
 
 
 class QueueStats(Struct, rename="camel", omit_defaults=True):

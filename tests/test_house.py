@@ -70,7 +70,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "redis": ("codeq.bench.peers",),
     "matplotlib": ("codeq.bench.report",),
     "opentelemetry": ("codeq.server.tracing",),
-    "httpx": ("codeq.server.jwks", "codeq.client.rest"),
+    "httpx": ("codeq.server.jwks", "codeq.client.http"),
     "aiohttp": ("codeq.server.callbacks",),
     "yarl": ("codeq.server.callbacks",),
     "yaml": ("codeq.config",),

@@ -40,9 +40,8 @@ class RateLimited(CodeqError):
     """The bucket has not enough tokens; it will have them in ``retry_after_seconds`` (>= 1)."""
 
     def __init__(self, operation: Operation, retry_after_seconds: int) -> None:
-        super().__init__("rate-limited", "rate limit exceeded")
+        super().__init__("rate-limited", "rate limit exceeded", retry_after_seconds)
         self.operation = operation
-        self.retry_after_seconds = retry_after_seconds
 
 
 class Bucket:
