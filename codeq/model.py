@@ -213,7 +213,9 @@ class TopicShown(Struct, rename="camel"):
 
 class OverviewQueue(Struct, rename="camel", omit_defaults=True):
     """One queue of the overview: depths; counts since the start of the process, ``failed`` without
-    dead letters; how long its oldest ready task has been ready, 0 when none is."""
+    dead letters; how long its oldest ready task has been ready, 0 when none is. ``latency_counts``
+    are its ends on every path by the time since the create, one count for each bound of
+    ``latency_bounds_seconds`` and one for what took longer; left out while nothing has ended."""
 
     command: str
     ready: int
@@ -230,6 +232,7 @@ class OverviewQueue(Struct, rename="camel", omit_defaults=True):
     paused: bool
     dead_letter_topic_ref: str = ""
     tenant_id: str = ""
+    latency_counts: tuple[Count, ...] = ()
 
 
 class WorkerLeases(Struct, rename="camel", omit_defaults=True):
@@ -290,6 +293,7 @@ class Overview(Struct, rename="camel"):
     uptime_seconds: float
     queues: list[OverviewQueue]
     queues_left_out: int
+    latency_bounds_seconds: tuple[float, ...]
     leases: list[WorkerLeases]
     leases_left_out: int
     live_tasks: int

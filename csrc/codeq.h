@@ -449,6 +449,7 @@ typedef struct cq_tally {
     cq_node node;
     cq_queue *queue; /* NULL while there is none */
     uint64_t created, claimed, completed, failed, dead, expired;
+    uint64_t latency[CQ_LATENCY_BUCKETS]; /* of every end */
     cq_bytes tenant, command;
 } cq_tally;
 

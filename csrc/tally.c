@@ -94,6 +94,7 @@ void cq_count_end(cq_slot *slot, uint8_t state, int64_t now_ms)
         bucket++;
     int which = state == CQ_COMPLETED ? 0 : 1;
     label->latency[which][bucket]++;
+    tally->latency[bucket]++;
     label->latency_s[which] += (double)latency_ms / 1000;
     if (which == 0)
         label->completed++;

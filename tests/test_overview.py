@@ -14,6 +14,7 @@ import pytest
 
 from codeq import __version__
 from codeq.server.auth import WORKER_SCOPES, Principal
+from codeq.server.metrics import LATENCY_BUCKETS
 
 from . import receiver
 from .conftest import Server, Tokens, claimed, create, refusal, wait_for_claims
@@ -32,7 +33,7 @@ def admins() -> Tokens:
 
 
 def tallied(node: Node, tenant: str = "t") -> dict[str, Any]:
-    """By command: depths, counts, and since when the oldest ready task is ready."""
+    """By command: depths, counts, since when the oldest ready task is ready, ends by latency."""
     rows, left_out, _ = node.shard.engine.tallies(tenant.encode(), 1000)
     assert not left_out
     return {row[1].decode(): row[2:] for row in rows}
@@ -54,12 +55,12 @@ def test_T66_every_end_is_counted_once_by_queue(node: Node) -> None:
     node.advance(2_000)  # a lease over that is the last
     node.claim(lease_ms=1_000)
     node.advance(2_000)  # a lease over that is not
-    depths, counts, _ = tallied(node)["job"]
+    depths, counts, *_ = tallied(node)["job"]
     assert depths[2:] == (0, 2)
     assert counts == (6, 5, 1, 1, 2, 2)
     assert node.ask(node.shard.queues.purge_waiting, "t", "job", ready=True, delayed=True) == 2
     assert node.ask(node.shard.queues.purge_dead, "t", "job", None, 9) == 2
-    depths, counts, _ = tallied(node)["job"]
+    depths, counts, *_ = tallied(node)["job"]
     assert (depths, counts) == ((0, 0, 0, 0), (6, 5, 1, 3, 2, 2)), "a purge of dead is no end"
     [(name, label, *_)] = node.shard.engine.command_stats()
     assert (name, label) == ("job", (6, 5, 1, 5, 2)), "dead letters are FAILED for the metrics"
@@ -106,6 +107,29 @@ def test_leases_are_counted_by_worker(node: Node) -> None:
     assert len(node.shard.engine.leases(None)) == 4
     node.advance(100_000)
     assert node.shard.engine.leases(None) == []
+
+
+def test_every_end_is_counted_by_the_time_since_the_create(node: Node) -> None:
+    node.create_batch([{}] * 4 + [{"max_attempts": 1}] * 2 + [{"command": "other"}])
+    in_time, slow, failed, last_try = [], [], [], []
+    for kind, count in ((in_time, 2), (slow, 1), (failed, 1), (last_try, 2)):
+        kind.extend(view.id for view in node.claim(count=count))
+    node.advance(100)
+    assert not any(node.finish(*in_time))
+    node.advance(150)
+    assert node.nack(last_try[0])[2] is True, "a dead letter is an end"
+    node.advance(40_000)
+    assert node.finish(*failed, status="FAILED") == b"\0"
+    node.advance(20_000)  # the leases are over: for the last try the end, at 60 s
+    node.claim()
+    node.advance(3_600_000)
+    latency = tallied(node)["job"][3]
+    assert latency == (2, 1, *(0,) * 6, 2, *(0,) * 6), "the bounds belong to what is below them"
+    assert sum(tallied(node)["other"][3]) == 0
+    assert node.finish(*slow) != b"\0"
+    node.claim()
+    assert node.finish(*slow) == b"\0"
+    assert tallied(node)["job"][3][-1] == 1, "longer than the last bound"
 
 
 # --- age of the oldest ready task
@@ -253,8 +277,10 @@ def test_the_overview_whole(tmp_path: Path) -> None:
             "oldestReadySeconds": 2.5,
             "paused": True,
             "deadLetterTopicRef": "graveyard",
+            "latencyCounts": [1] + [0] * 14,
         }
         assert shown["queues"] == [queue] and shown["queuesLeftOut"] == 0
+        assert shown["latencyBoundsSeconds"] == list(LATENCY_BUCKETS)
         assert shown["leases"] == [{"workerId": "w", "leases": 1}] and shown["leasesLeftOut"] == 0
         (given_up,) = shown["webhooks"].pop("exhausted")
         assert shown["webhooks"] == {"pending": 0, "exhaustedCount": 1}

@@ -3,7 +3,7 @@
 None of it costs more with more tasks: rows are per queue, command or worker.
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from codeq.engine._engine cimport (
@@ -57,14 +57,15 @@ cdef list command_rows(const cq_engine *core):
         stats.append((
             to_text(label.name),
             (label.created, label.claimed, label.completed, label.failed, label.expired),
-            histogram(label, 0), label.latency_s[0], histogram(label, 1), label.latency_s[1],
+            histogram(label.latency[0]), label.latency_s[0],
+            histogram(label.latency[1]), label.latency_s[1],
         ))
         label = label.next
     return stats
 
 
-cdef tuple histogram(const cq_label *label, int which):
-    return tuple([label.latency[which][i] for i in range(CQ_LATENCY_BUCKETS)])
+cdef tuple histogram(const uint64_t *buckets):
+    return tuple([buckets[i] for i in range(CQ_LATENCY_BUCKETS)])
 
 
 cdef dict ready_since(cq_engine *core):
@@ -120,7 +121,7 @@ cdef tuple tally_row(cq_engine *core, const cq_tally *tally, uint32_t *looks):
     counts = (tally.created, tally.claimed, tally.completed, tally.failed, tally.dead,
               tally.expired)
     return (to_bytes(tally.tenant), to_bytes(tally.command), depths, counts,
-            None if since_ms == CQ_NEVER else since_ms)
+            None if since_ms == CQ_NEVER else since_ms, histogram(tally.latency))
 
 
 cdef list lease_rows(const cq_engine *core, bytes tenant):

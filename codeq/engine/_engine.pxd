@@ -98,6 +98,7 @@ cdef extern from "codeq.h":
         uint64_t failed
         uint64_t dead
         uint64_t expired
+        uint64_t latency[15]
         cq_bytes tenant
         cq_bytes command
 

@@ -7,13 +7,14 @@ from codeq.engine._views import CorruptRecord as CorruptRecord
 from codeq.engine._views import TaskView
 from codeq.engine._wire import Creates, Finishes
 
-#: tenant, command, depths, counts, since when the oldest ready task is ready
+#: tenant, command, depths, counts, since when the oldest ready task is ready, ends by latency
 _Tally = tuple[
     bytes,
     bytes,
     tuple[int, int, int, int],
     tuple[int, int, int, int, int, int],
     int | None,
+    tuple[int, ...],
 ]
 
 READY: int
@@ -278,7 +279,8 @@ class Engine:
     def tallies(self, tenant: bytes | None, count_max: int) -> tuple[list[_Tally], int, int]:
         """(the first queues by command, how many more there are, live tasks of all). A queue:
         tenant, command, the depths as of ``stats``, counts since the start (created, claimed,
-        completed, failed, dead, expired leases), and since when its oldest ready task is ready."""
+        completed, failed, dead, expired leases), since when its oldest ready task is ready, and
+        its ends on every path in the buckets of ``command_stats``."""
     def leases(self, tenant: bytes | None) -> list[tuple[bytes, bytes, int]]:
         """(tenant, worker id, leases held); a worker id once per subject."""
     @property

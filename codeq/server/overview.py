@@ -23,7 +23,7 @@ from codeq.model import (
     WorkerLeases,
     rfc3339,
 )
-from codeq.server.metrics import Histogram, Metrics
+from codeq.server.metrics import LATENCY_BUCKETS, Histogram, Metrics
 
 if TYPE_CHECKING:
     from codeq.server.webhooks import Webhooks
@@ -59,6 +59,7 @@ class Overviews:
             uptime_seconds=round(clock.monotonic_s() - self._started_s, 3),
             queues=[self._queue(*row, operator=operator) for row in rows],
             queues_left_out=more,
+            latency_bounds_seconds=LATENCY_BUCKETS,
             leases=workers,
             leases_left_out=more_workers,
             live_tasks=live,
@@ -81,6 +82,7 @@ class Overviews:
         depths: tuple[int, int, int, int],
         counts: tuple[int, int, int, int, int, int],
         since_ms: int | None,
+        latency: tuple[int, ...],
         *,
         operator: bool,
     ) -> OverviewQueue:
@@ -95,6 +97,7 @@ class Overviews:
             self._shard.queues.paused(owner, name),
             "" if topic is None else topic.policy.dead_letter_topic_ref,
             owner if operator else "",
+            latency if any(latency) else (),
         )
 
     def _workers(self, tenant: bytes | None, *, operator: bool) -> tuple[list[WorkerLeases], int]:

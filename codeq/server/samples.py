@@ -33,6 +33,7 @@ from codeq.model import (
     TopicShown,
     WorkerLeases,
 )
+from codeq.server.metrics import LATENCY_BUCKETS
 
 ID = "0197f3c0-5a00-7000-8000-000000000001"
 _AT, _SOON = "2026-01-31T09:30:00.000Z", "2026-01-31T09:35:00.000Z"
@@ -85,8 +86,14 @@ OVERVIEW = Overview(
     version="0.1.0",
     at=_AT,
     uptime_seconds=3600.5,
-    queues=[OverviewQueue("send", 12, 3, 4, 1, 120, 110, 90, 5, 1, 2, 0.25, False)],
+    queues=[
+        OverviewQueue(
+            *("send", 12, 3, 4, 1, 120, 110, 90, 5, 1, 2, 0.25, False),
+            latency_counts=(40, 30, 15, 6, 4, 1, *(0,) * 9),
+        )
+    ],
     queues_left_out=0,
+    latency_bounds_seconds=LATENCY_BUCKETS,
     leases=[WorkerLeases("worker-1", 4)],
     leases_left_out=0,
     live_tasks=19,

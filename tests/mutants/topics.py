@@ -179,6 +179,13 @@ TOPICS = (
         "test_overview.py::test_T66_every_end_is_counted_once_by_queue",
     ),
     Mutant(
+        "latency-bounds-belong-to-what-is-above",
+        "csrc/tally.c",
+        "latency_ms > CQ_LATENCY_MS[bucket]",
+        "latency_ms >= CQ_LATENCY_MS[bucket]",
+        "test_overview.py::test_every_end_is_counted_by_the_time_since_the_create",
+    ),
+    Mutant(
         "age-from-the-create",
         "csrc/task.c",
         "    slot->due_ms = due_ms;\n    cq_slot_set_state(engine, slot, CQ_READY);",
