@@ -36,6 +36,7 @@ DIRECTIVES = {
 }
 CORE = sorted({*glob("csrc/*.c")} - {"csrc/wire.c"})
 C_SOURCES = {
+    "_client": ["csrc/text.c", "csrc/wire.c"],
     "_counts": CORE,
     "_engine": CORE,
     "_salvage": CORE,

@@ -88,7 +88,7 @@ def test_a_payload_has_200_bytes_and_a_result_40(tmp_path: Path) -> None:
 
     async def both() -> tuple[bytes, bytes]:
         made = client.Client(told)
-        made.created = 123456
+        made.built = 123456
         payload = made.payload(1_234_567_890_123_456)
         return msgspec.json.encode(payload), msgspec.json.encode(made.handle(payload))
 

@@ -219,8 +219,8 @@ def test_the_examples_run(
         def __init__(self, _: str, **options: Any) -> None:
             super().__init__(server.worker, **options)
 
-        def _results_acknowledged(self, acks: list[tuple[str, bool, str]]) -> None:
-            super()._results_acknowledged(acks)
+        def _results_acknowledged(self, refused: list[tuple[str, str]]) -> None:
+            super()._results_acknowledged(refused)
             if self.counts.acknowledged == 101:
                 signal.raise_signal(signal.SIGTERM)
 

@@ -34,7 +34,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "codeq.errors", "codeq.model", "codeq.config", "codeq.engine", "codeq.server",
         "codeq.__version__",
     ),
-    "codeq.client": ("codeq.errors", "codeq.model", "codeq.engine._wire", "codeq.client"),
+    "codeq.client": (
+        "codeq.errors", "codeq.model", "codeq.engine._client", "codeq.engine._wire",
+        "codeq.client",
+    ),
     "codeq.bench": (
         "codeq.errors", "codeq.model", "codeq.config", "codeq.client", "codeq.bench",
     ),

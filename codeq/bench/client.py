@@ -40,6 +40,7 @@ class Client:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.tally = Tally(Path(role.tally))
+        self.built = 0  # payloads
         self.created = 0
         self.refused = 0
         self.stopping = asyncio.Event()
@@ -51,7 +52,8 @@ class Client:
 
     def payload(self, due_ns: int) -> dict[str, Any]:
         """JSON of the wished size, built anew for each task, as a program would."""
-        number = self.created
+        number = self.built
+        self.built = number + 1
         sent = due_ns if number % self._one_in == 0 else 0
         return {"sent": sent, "n": number, "to": "a@b.example", "text": self._text}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from codeq.bench.client import PUBLISH_SECONDS, Client
-from codeq.client import NewTask, Producer, Task, Worker
+from codeq.client import Producer, Task, Worker
 from codeq.errors import CodeqError
 
 
@@ -54,7 +54,7 @@ class StreamCreates:
             else:
                 client.acknowledged(due_ns, 1, 0)
             return
-        tasks = [NewTask(role.command, client.payload(due_ns)) for _ in range(role.batch)]
+        tasks = [(role.command, client.payload(due_ns)) for _ in range(role.batch)]
         results = await producer.produce_batch(tasks)
         refused = sum(isinstance(result, CodeqError) for result in results)
         client.acknowledged(due_ns, len(results) - refused, refused)

@@ -13,13 +13,12 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from codeq.client.handlers import Handlers
 from codeq.client.signals import stopping
 from codeq.client.stream import Credentials, Dialer, Session, Token, log, refusal_of
 from codeq.client.task import Fail, Nack, Task
 from codeq.engine import _wire
+from codeq.engine._client import UNTRIED, Counts, Results, worker_event
 from codeq.errors import CodeqError
 
 METHOD = "/workerpb.WorkerStream/Stream"
@@ -30,8 +29,6 @@ SLICE_SECONDS = 0.05
 #: Leases are looked after this many times in their length; a heartbeat is sent at the latest
 #: when a third of the lease is over.
 LOOKS_PER_LEASE = 6
-#: No server takes a longer result: the message would end the stream, again and again.
-RESULT_BYTES_MAX = 15 * 1024 * 1024
 
 #: Errors of the server that mean a Ready, which would be the same the next time, was not taken.
 SLUGS_BY_ERROR = {"PermissionDenied": "permission-denied", "InvalidArgument": "validation-error"}
@@ -40,24 +37,9 @@ ALL = "all"
 #: The outcome of a handler that was cancelled, as opposed to None, which is a result.
 INTERRUPTED = object()
 
-_encode_json = msgspec.json.Encoder().encode
-
 Handler = Callable[[Task], Any]
 BatchHandler = Callable[[list[Task]], Any]
 Refused = Callable[[str, CodeqError], None]
-
-
-class Counts:
-    """What a worker has done since it was made."""
-
-    __slots__ = ("acknowledged", "delivered", "finished", "refused", "returned")
-
-    def __init__(self) -> None:
-        self.delivered = 0  # tasks received
-        self.finished = 0  # results made by handlers
-        self.returned = 0  # nacks and abandons
-        self.acknowledged = 0  # results, nacks and abandons the server has accepted
-        self.refused = 0  # ... and refused
 
 
 class _Assignment:
@@ -156,7 +138,6 @@ class Worker(Handlers):
         self._batch = batch
         self._ready = b""
         self._on_refused = on_refused
-        self._merge = merge
         self._work: Callable[[_Assignment], Awaitable[None]]
         self._assignments: set[_Assignment] = set()
         self._session: Session | None = None
@@ -166,17 +147,14 @@ class Worker(Handlers):
         self._giving_up: asyncio.TimerHandle | None = None
         self._fatal: Exception | None = None
         self._stopping = False
-        self._abandoning = False
         self._given_up = False
         # What goes out, in this order.
+        self._results = Results(self.counts, merge=merge)
         self._messages: deque[bytes] = deque()
-        self._outgoing = _wire.Finishes()
         self._returns: deque[tuple[str, bytes]] = deque()  # nacks and abandons
         self._beats: deque[bytes] = deque()
         self._asking = 0  # Readys
-        # What was sent, or is about to be, and is not acknowledged.
-        self._unacked: dict[str, tuple[bytes, bytes | None, bytes]] = {}
-        self._returning: set[str] = set()
+        self._returning: set[str] = set()  # sent, or about to be, and not acknowledged
 
     # --- running
 
@@ -214,7 +192,7 @@ class Worker(Handlers):
         self._stopping = True
         self._asking = 0
         if abandon:
-            self._abandoning = True
+            self._results.abandoning = True
             for assignment in self._assignments:
                 assignment.interrupt()
         self._settle()
@@ -270,9 +248,7 @@ class Worker(Handlers):
         self._messages.clear()
         self._beats.clear()
         self._returning = {task_id for task_id, _ in self._returns}
-        self._outgoing = _wire.Finishes()
-        for task_id, (status, result, error) in self._unacked.items():
-            self._put(task_id, status, result, error)
+        self._results.tell_again()
         self._asking = 0 if self._stopping else self._concurrency - len(self._assignments)
         self._settle()
 
@@ -284,7 +260,11 @@ class Worker(Handlers):
 
     def _in_hand(self) -> bool:
         return bool(
-            self._assignments or self._unacked or self._returning or self._returns or self._messages
+            self._assignments
+            or self._results.count
+            or self._returning
+            or self._returns
+            or self._messages
         )
 
     def _settle(self) -> None:
@@ -307,15 +287,15 @@ class Worker(Handlers):
 
     def _give_up(self) -> None:
         if self._runner is not None and not self._runner.done():
-            if self._unacked:
-                log.warning("stopped with %d results not acknowledged", len(self._unacked))
+            if self._results.count:
+                log.warning("stopped with %d results not acknowledged", self._results.count)
             self._given_up = True
             self._runner.cancel()
 
     # --- what comes in
 
     def _received(self, message: bytes) -> None:
-        kind, value = _wire.decode_worker_server_event(message)
+        kind, value = worker_event(message, self._results)
         if kind == _wire.TASKS:
             self._assigned(value)  # type: ignore[arg-type]
         elif kind == _wire.RESULT_ACKS:
@@ -345,11 +325,10 @@ class Worker(Handlers):
             self._session.finish()
             self._give_up_later()
 
-    def _assigned(self, tasks: _wire.Tasks) -> None:
+    def _assigned(self, tasks: list[Task]) -> None:
         loop = asyncio.get_running_loop()
-        count = len(tasks)
-        self.counts.delivered += count
-        assignment = _Assignment([Task(tasks[index]) for index in range(count)], loop.time())
+        self.counts.delivered += len(tasks)
+        assignment = _Assignment(tasks, loop.time())
         if self._stopping:
             for task in assignment.tasks:
                 self._abandon(task.id)
@@ -362,7 +341,7 @@ class Worker(Handlers):
             self._looking = loop.call_later(self._look_seconds, self._look)
         assignment.runner = asyncio.create_task(self._handle(assignment))
 
-    def _learn_lease(self, task: _wire.ClientTask) -> None:
+    def _learn_lease(self, task: Task) -> None:
         """The server may grant less than was asked; both times are its own clock's."""
         self._lease_known = True
         try:
@@ -371,14 +350,9 @@ class Worker(Handlers):
             granted = self._lease_seconds
         self._look_seconds = max(0.1, min(self._lease_seconds, granted)) / LOOKS_PER_LEASE
 
-    def _results_acknowledged(self, acks: list[tuple[str, bool, str]]) -> None:
-        unacked = self._unacked
-        for task_id, ok, text in acks:
-            if unacked.pop(task_id, None) is not None:
-                if ok:
-                    self.counts.acknowledged += 1
-                else:
-                    self._refused_by_server(task_id, text)
+    def _results_acknowledged(self, refused: list[tuple[str, str]]) -> None:
+        for task_id, text in refused:
+            self._refused_by_server(task_id, text)
         if self._stopping:
             self._settle()
 
@@ -420,28 +394,38 @@ class Worker(Handlers):
             self._settle()
 
     async def _one_by_one(self, assignment: _Assignment, handler: Handler) -> None:
+        """Handlers that are done when they return are called one after the other in C."""
         time = asyncio.get_running_loop().time
+        tasks, place = assignment.tasks, 0
         slice_end = time() + SLICE_SECONDS
-        for place, task in enumerate(assignment.tasks):
+        while True:
+            place, outcome = self._results.work(tasks, place, handler, assignment.lost, slice_end)
             assignment.open = place
-            if self._abandoning:
+            if place == len(tasks):
+                return
+            task = tasks[place]
+            if outcome is not UNTRIED:
+                await self._one(assignment, task, outcome)
+                place += 1
+            elif self._results.abandoning:
                 self._abandon(task.id)
-                continue
-            if assignment.lost and task.id in assignment.lost:
-                continue
-            try:
-                outcome = handler(task)
-                if hasattr(outcome, "__await__"):
-                    outcome = await self._interruptible(assignment, task.id, outcome)
-                    self._wake()
-            except Exception as error:
-                outcome = error
-            self._conclude(task.id, outcome)
+                place += 1
+            elif task.id in assignment.lost:
+                place += 1
             if time() > slice_end:
                 self._wake()
                 await asyncio.sleep(0)
                 slice_end = time() + SLICE_SECONDS
-        assignment.open = len(assignment.tasks)
+
+    async def _one(self, assignment: _Assignment, task: Task, outcome: Any) -> None:
+        """What the handler gave is still to be awaited, or is a failure."""
+        if hasattr(outcome, "__await__"):
+            try:
+                outcome = await self._interruptible(assignment, task.id, outcome)
+                self._wake()
+            except Exception as error:
+                outcome = error
+        self._conclude(task, outcome)
 
     async def _by_command(self, assignment: _Assignment) -> None:
         """Batch handlers and others, each with the tasks of its command."""
@@ -457,7 +441,7 @@ class Worker(Handlers):
 
     async def _all_at_once(self, assignment: _Assignment, handler: BatchHandler) -> None:
         tasks = assignment.at_once
-        if self._abandoning:
+        if self._results.abandoning:
             outcomes: Any = INTERRUPTED
         else:
             try:
@@ -471,8 +455,8 @@ class Worker(Handlers):
         if outcomes is INTERRUPTED:
             outcomes = [INTERRUPTED] * len(tasks)
         for task, outcome in zip(tasks, outcomes, strict=True):
-            if task.id not in assignment.lost:
-                self._conclude(task.id, outcome)
+            if not assignment.lost or task.id not in assignment.lost:
+                self._conclude(task, outcome)
 
     async def _interruptible(
         self, assignment: _Assignment, task_id: str, handling: Awaitable[Any]
@@ -492,44 +476,25 @@ class Worker(Handlers):
             assignment.waiting_for = None
         return INTERRUPTED if assignment.take_interrupt() else outcome
 
-    def _conclude(self, task_id: str, outcome: Any) -> None:
+    def _conclude(self, task: Task, outcome: Any) -> None:
         """Turns what a handler returned or raised into the message that says so."""
         if outcome is INTERRUPTED:
-            if self._abandoning:
-                self._abandon(task_id)
+            if self._results.abandoning:
+                self._abandon(task.id)
             return
         if not isinstance(outcome, Exception):
             try:
-                result = None if outcome is None else _encode_json(outcome)
-                if result is not None and len(result) > RESULT_BYTES_MAX:
-                    raise ValueError("result too large")
+                self._results.complete(task, outcome)
+                return
             except Exception as error:
                 outcome = error
-            else:
-                self._finish(task_id, b"COMPLETED", result, b"")
-                return
         if isinstance(outcome, Fail):
-            self._finish(task_id, b"FAILED", None, str(outcome).encode(errors="replace"))
+            self._results.fail(task, str(outcome).encode(errors="replace"))
         elif isinstance(outcome, Nack):
-            self._nack(task_id, outcome.delay_seconds, outcome.reason)
+            self._nack(task.id, outcome.delay_seconds, outcome.reason)
         else:
-            log.error("task %s: the handler failed", task_id, exc_info=outcome)
-            self._nack(task_id, 0, f"{type(outcome).__name__}: {outcome}")
-
-    def _finish(self, task_id: str, status: bytes, result: bytes | None, error: bytes) -> None:
-        self.counts.finished += 1
-        self._unacked[task_id] = (status, result, error)
-        self._put(task_id, status, result, error)
-
-    def _put(self, task_id: str, status: bytes, result: bytes | None, error: bytes) -> None:
-        self._outgoing.add(task_id.encode(), status, result=result, error=error)
-        if not self._merge:
-            self._seal()
-
-    def _seal(self) -> None:
-        """Turns the collected results into messages."""
-        self._messages.extend(_wire.encode_results(self._outgoing, RESULTS_BYTES_MAX))
-        self._outgoing = _wire.Finishes()
+            log.error("task %s: the handler failed", task.id, exc_info=outcome)
+            self._nack(task.id, 0, f"{type(outcome).__name__}: {outcome}")
 
     def _nack(self, task_id: str, delay_seconds: int, reason: str) -> None:
         text = reason.encode(errors="replace").decode()
@@ -551,8 +516,8 @@ class Worker(Handlers):
 
     def _next_message(self) -> bytes | None:
         """Results first and the Readys right behind them."""
-        if not self._messages and len(self._outgoing):
-            self._seal()
+        if not self._messages and self._results.waiting:
+            self._messages.extend(self._results.messages(RESULTS_BYTES_MAX))
         if self._messages:
             return self._messages.popleft()
         if self._returns:

@@ -229,3 +229,23 @@ cdef class Finishes(_Batch):
 
     cdef Py_ssize_t append(self, const cq_finish *item) except -1
     cdef cq_finish *at(self, Py_ssize_t index) except NULL
+
+
+@cython.final
+cdef class Tasks:
+    cdef cq_task *items           # point into the message
+    cdef Py_ssize_t count
+    cdef bytes message
+
+
+cdef class ClientTask:
+    cdef Tasks tasks
+    cdef const cq_task *task
+    cdef readonly int32_t priority, attempts, max_attempts
+    cdef readonly int64_t created_ms, updated_ms
+
+    cdef void bind(self, Tasks tasks, Py_ssize_t index) noexcept
+
+
+cdef int decode(cq_stream stream, bytes message, cq_event *event) except -1
+cdef Tasks tasks_of(cq_event *event, bytes message)

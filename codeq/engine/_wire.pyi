@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, final
 
+from typing_extensions import disjoint_base
+
+__pyx_capi__: dict[str, object]  # what other extensions cimport
+
 class WireError(ValueError):
     """The bytes are not the message they should be: cut short, a bad tag, length or UTF-8 text."""
 
@@ -162,9 +166,9 @@ class Tasks:
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> ClientTask: ...
 
-@final
+@disjoint_base
 class ClientTask:
-    """One task as a worker's handler sees it."""
+    """One task of an assignment message. ``created_ms``, ``updated_ms``: since the epoch."""
 
     id: str
     command: str

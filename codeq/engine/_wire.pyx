@@ -357,10 +357,6 @@ cdef class Finishes(_Batch):
 cdef class Tasks:
     """The tasks of one assignment message, borrowed from its bytes; fields are made when asked."""
 
-    cdef cq_task *items
-    cdef Py_ssize_t count
-    cdef bytes message
-
     def __dealloc__(self):
         free(self.items)
 
@@ -368,36 +364,33 @@ cdef class Tasks:
         return self.count
 
     def __getitem__(self, Py_ssize_t index):
-        cdef ClientTask task
+        cdef ClientTask task = ClientTask()
         if index < 0:
             index += self.count
         if index < 0 or index >= self.count:
             raise IndexError("no such task in this assignment")
-        task = ClientTask()
-        task.tasks = self
-        task.task = &self.items[index]
-        task.priority = task.task.priority
-        task.attempts = task.task.attempts
-        task.max_attempts = task.task.max_attempts
-        task.created_ms = task.task.created_ms
-        task.updated_ms = task.task.updated_ms
+        task.bind(self, index)
         return task
 
 
 cdef cq_task no_task  # what a ClientTask that no message brought points at
 
 
-@cython.final
+@cython.no_gc  # holds a message, which holds nothing
 cdef class ClientTask:
-    """One task as a worker's handler sees it."""
-
-    cdef Tasks tasks
-    cdef const cq_task *task
-    cdef readonly int32_t priority, attempts, max_attempts
-    cdef readonly int64_t created_ms, updated_ms
+    """One task of an assignment message."""
 
     def __cinit__(self):
         self.task = &no_task
+
+    cdef void bind(self, Tasks tasks, Py_ssize_t index) noexcept:
+        self.tasks = tasks
+        self.task = &tasks.items[index]
+        self.priority = self.task.priority
+        self.attempts = self.task.attempts
+        self.max_attempts = self.task.max_attempts
+        self.created_ms = self.task.created_ms
+        self.updated_ms = self.task.updated_ms
 
     @property
     def id(self):
