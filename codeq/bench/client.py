@@ -44,6 +44,7 @@ class Client:
         self.created = 0
         self.refused = 0
         self.stopping = asyncio.Event()
+        self._moment: asyncio.Task[None] | None = None
         self.acknowledgements = times()  # of calls, from the moment they were due
         self.deliveries = times()  # of tasks, likewise
         self._text = "x" * max(0, role.payload_bytes - PAYLOAD_FRAME_BYTES)
@@ -82,8 +83,14 @@ class Client:
         and nobody says stop."""
         while not self.stopping.is_set():
             while self.role.window and self._open() > self.role.window:
-                await asyncio.sleep(0.001)
+                await self._a_moment()
             yield time.monotonic_ns()
+
+    async def _a_moment(self) -> None:
+        """All calls that wait share one timer."""
+        if self._moment is None or self._moment.done():
+            self._moment = asyncio.ensure_future(asyncio.sleep(0.001))
+        await asyncio.wait({self._moment})
 
     def _open(self) -> int:
         return 0 if self.stopping.is_set() else self.created - self.tally.total(ACKNOWLEDGED)
