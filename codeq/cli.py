@@ -127,6 +127,9 @@ def bench(
         bool, typer.Option("--keys", help="over streams: the client makes idempotency keys")
     ] = False,
     sync: Annotated[bool, typer.Option("--sync/--no-sync", help="sync before each ack")] = True,
+    retention: Annotated[
+        int, typer.Option(min=0, metavar="SECONDS", help="ended tasks go after this; 0 = default")
+    ] = 0,
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="use this server instead of fresh ones")
     ] = None,
@@ -163,6 +166,7 @@ def bench(
             payload_bytes=payload,
             make_keys=keys,
             sync=sync,
+            retention_seconds=retention,
             target=target,
             peer=peer,
             json=json,

@@ -78,6 +78,11 @@ class Client:
         for column, count in counts:
             self.tally.put(self.role.slot, column, count)
 
+    def command(self) -> str:
+        """The queue of the next create."""
+        role = self.role
+        return role.command if role.queues == 1 else f"{role.command}-{self.built % role.queues}"
+
     async def calls(self) -> AsyncIterator[int]:
         """The moments, in ns, at which calls are due: now, as long as not too many lives are open
         and nobody says stop."""

@@ -136,13 +136,19 @@ class ClientProcess:
 
 
 @contextlib.asynccontextmanager
-async def own_server(folder: Path, *, sync: bool) -> AsyncIterator[Codeq]:
-    """A fresh server in the folder, for as long as it is needed."""
+async def own_server(
+    folder: Path, *, sync: bool, retention_seconds: int = 0
+) -> AsyncIterator[Codeq]:
+    """A fresh server in the folder, for as long as it is needed. ``retention_seconds``: how long
+    it keeps ended tasks and idempotency keys, 0 = as by default."""
     settings = {
         "PERSISTENCE_CONFIG_FSYNC_ON_COMMIT": str(sync).lower(),
         "LIMITS_DISK_RESERVE_BYTES": str(64 << 20),
         "LOG_LEVEL": "warn",
     }
+    if retention_seconds:
+        settings["RETENTION_SECONDS"] = str(retention_seconds)
+        settings["IDEMPOTENCY_WINDOW_SECONDS"] = str(retention_seconds)
     server = LocalServer(folder / "data", folder / "log", settings)
     try:
         await server.start()
@@ -191,7 +197,8 @@ async def _measure(
 ) -> Measured:
     command = f"bench-{uuid.uuid4().hex[:12]}"
     tally = Tally(folder / "tally", 2)
-    before = await target.counters(command)
+    counted = "" if surface.producers.queues > 1 else command
+    before = await target.counters(counted)
     async with clients_of(roles(surface, target, command, folder / "tally")) as clients:
         await _pause(min(WARM_UP_SECONDS, seconds / 4), tick)
         tally.note(True)
@@ -203,7 +210,7 @@ async def _measure(
         for client in reversed(clients):  # the producers end first, the workers drain
             client.tell_to_stop()
             reports.append(await client.report())
-    after = await target.counters(command)
+    after = await target.counters(counted)
     return measured(surface, first, last, reports, disagreements(surface, tally, before, after))
 
 

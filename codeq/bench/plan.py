@@ -28,6 +28,7 @@ class Role(msgspec.Struct):
     window: int = 0  # lives that may be open at a time, 0 = any
     per_second: float = 0.0  # tasks, on a fixed schedule; 0 = as fast as it goes
     payload_bytes: int = 200
+    queues: int = 1  # creates take turns; then workers claim from all there are
     address: str = ""
     token: str = ""
     command: str = ""

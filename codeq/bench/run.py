@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ BATCHES = "stream-batch"
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for. ``rates``: tasks per second to offer, one measurement each; empty = as
-    fast as it goes. ``target``: a running server instead of fresh ones."""
+    fast as it goes. ``retention_seconds``: fresh servers keep ended tasks and idempotency keys for
+    so long, 0 = as by default. ``target``: a running server instead of fresh ones."""
 
     surfaces: list[str] = []
     seconds: float = 10.0
@@ -42,6 +44,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     payload_bytes: int = 200
     make_keys: bool = False
     sync: bool = True
+    retention_seconds: int = 0
     target: Codeq | None = None
     peer: str = ""
     json: str = ""
@@ -59,6 +62,8 @@ def run(options: Options) -> int:
     if told:
         return told
     where = report.surroundings(None if options.target else options.sync)
+    if options.retention_seconds:
+        where["keeping time"] = f"{options.retention_seconds} s"
     if options.json != "-":
         report.print_table(results, where)
         if options.peer:
@@ -81,6 +86,9 @@ class Step(NamedTuple):
 def planned(options: Options) -> list[Step]:
     """Every measurement, in order: run after run, so that a slow hour of the machine hits all
     surfaces alike."""
+    if options.retention_seconds and options.target:
+        raise CodeqError("validation-error", "--retention is for servers of the bench's own")
+    opener = partial(own_server, retention_seconds=options.retention_seconds)
     names = options.surfaces or ([BATCHES] if options.peer else [])
     one_run = [
         Step(
@@ -94,7 +102,8 @@ def planned(options: Options) -> list[Step]:
                     rate,
                     options.make_keys,
                 ),
-            )
+            ),
+            opener,
         )
         for surface in chosen(names)
         for rate in options.rates or [0.0]

@@ -48,13 +48,16 @@ class StreamCreates:
         client, role = self._client, self._client.role
         if role.batch == 1:
             try:
-                await producer.produce(role.command, client.payload(due_ns))
+                await producer.produce(client.command(), client.payload(due_ns))
             except CodeqError:
                 client.acknowledged(due_ns, 0, 1)
             else:
                 client.acknowledged(due_ns, 1, 0)
             return
-        tasks = [(role.command, client.payload(due_ns)) for _ in range(role.batch)]
+        if role.queues == 1:
+            tasks = [(role.command, client.payload(due_ns)) for _ in range(role.batch)]
+        else:
+            tasks = [(client.command(), client.payload(due_ns)) for _ in range(role.batch)]
         results = await producer.produce_batch(tasks)
         refused = len(results) - list(map(type, results)).count(str)
         client.acknowledged(due_ns, len(results) - refused, refused)
@@ -72,7 +75,7 @@ class StreamClaims:
             Worker(
                 role.address,
                 token=role.token,
-                commands=[role.command],
+                commands=[role.command] if role.queues == 1 else [],
                 concurrency=role.calls // role.streams,
                 batch=role.batch,
                 merge=role.merge,

@@ -19,7 +19,7 @@ SCRAPE_SECONDS = 10.0
 
 
 class Counters(NamedTuple):
-    """What a server says it did with one command since its start."""
+    """What a server says it did with one command, or with all ("") since its start."""
 
     created: int
     claimed: int
@@ -64,12 +64,18 @@ class Codeq(NamedTuple):
 
     async def counters(self, command: str) -> Counters:
         samples = await self._samples()
-        keys = (
-            ("codeq_task_created_total", command, ""),
-            ("codeq_task_claimed_total", command, ""),
-            ("codeq_task_completed_total", command, "COMPLETED"),
-        )
-        return Counters(*(int(samples.get(key, 0)) for key in keys))
+        return Counters(*(
+            int(sum(
+                value
+                for (name, of, status), value in samples.items()
+                if name == wanted and status == ended and command in ("", of)
+            ))
+            for wanted, ended in (
+                ("codeq_task_created_total", ""),
+                ("codeq_task_claimed_total", ""),
+                ("codeq_task_completed_total", "COMPLETED"),
+            )
+        ))  # fmt: skip
 
     def cpu_seconds(self) -> float | None:
         return processes_cpu_seconds(self.pid) if self.pid else None
