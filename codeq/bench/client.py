@@ -7,6 +7,7 @@ import contextlib
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from codeq.bench.plan import PAYLOAD_FRAME_BYTES, Role
 from codeq.bench.tally import ACKNOWLEDGED, CREATED, DELIVERED, FINISHED, Tally
 
 PUBLISH_SECONDS = 0.02
+ROOM_SECONDS = 0.001
 DRAIN_SECONDS = 30.0
 #: As fast as it goes, the delivery of so many tasks is timed once: noting a time is not free.
 TIMED_ONE_IN = 16
@@ -44,7 +46,7 @@ class Client:
         self.created = 0
         self.refused = 0
         self.stopping = asyncio.Event()
-        self._moment: asyncio.Task[None] | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()  # calls without room
         self.acknowledgements = times()  # of calls, from the moment they were due
         self.deliveries = times()  # of tasks, likewise
         self._text = "x" * max(0, role.payload_bytes - PAYLOAD_FRAME_BYTES)
@@ -87,15 +89,35 @@ class Client:
         """The moments, in ns, at which calls are due: now, as long as not too many lives are open
         and nobody says stop."""
         while not self.stopping.is_set():
-            while self.role.window and self._open() > self.role.window:
-                await self._a_moment()
+            if self._waiting or self._room() < 0:
+                await self._wait_for_room()
             yield time.monotonic_ns()
 
-    async def _a_moment(self) -> None:
-        """All calls that wait share one timer."""
-        if self._moment is None or self._moment.done():
-            self._moment = asyncio.ensure_future(asyncio.sleep(0.001))
-        await asyncio.wait({self._moment})
+    def _room(self) -> int:
+        """Lives that may still be opened, less than 0 when there are too many."""
+        window = self.role.window
+        return window - self._open() if window else sys.maxsize
+
+    async def _wait_for_room(self) -> None:
+        """In turn; one timer looks for all."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            self._look_later()
+        await waiter
+
+    def _look_later(self) -> None:
+        asyncio.get_running_loop().call_later(ROOM_SECONDS, self._look)
+
+    def _look(self) -> None:
+        room = self._room()
+        while self._waiting and room >= 0:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                room -= self.role.batch
+        if self._waiting:
+            self._look_later()
 
     def _open(self) -> int:
         return 0 if self.stopping.is_set() else self.created - self.tally.total(ACKNOWLEDGED)
