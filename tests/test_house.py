@@ -42,6 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "codeq.errors", "codeq.model", "codeq.config", "codeq.client", "codeq.bench",
     ),
     "codeq.demo": ("codeq.errors", "codeq.model", "codeq.client"),
+    "codeq.sync": ("codeq.errors", "codeq.model", "codeq.client"),
     "codeq.tokens": ("codeq.errors", "codeq.model"),
     "codeq.cli": (
         "codeq.errors", "codeq.model", "codeq.config", "codeq.server", "codeq.client",
@@ -80,7 +81,15 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("codeq.cli",),
     "rich": ("codeq.cli", "codeq.demo", "codeq.bench"),
     "msgspec": ("codeq",),
-    "asyncio": ("codeq.server", "codeq.client", "codeq.cli", "codeq.demo", "codeq.bench"),
+    "asyncio": (
+        "codeq.server",
+        "codeq.client",
+        "codeq.cli",
+        "codeq.demo",
+        "codeq.bench",
+        "codeq.sync",
+        "codeq.testing",
+    ),
 }
 # Traps and invariants this release must have a test for, by number in the test's name.
 TRAPS = (

@@ -23,12 +23,8 @@ class Handling(NamedTuple):
     at_once: bool
 
 
-class Handlers:
-    """The functions that were decorated, by command."""
-
-    def __init__(self) -> None:
-        self._handlings: dict[str, Handling] = {}
-        self._fixed = False  # from the start of the worker on
+class Decorators:
+    """``task`` and ``batch``, which decorate handlers."""
 
     @overload
     def task(self, command: str) -> Callable[[Callable[[Task], R]], Callable[[Task], R]]: ...
@@ -91,6 +87,17 @@ class Handlers:
     def _called(self, function: Function) -> Function:
         """What the worker calls for a decorated function."""
         return function
+
+    def _add(self, command: str, handling: Handling) -> None:
+        raise NotImplementedError
+
+
+class Handlers(Decorators):
+    """The functions that were decorated, by command."""
+
+    def __init__(self) -> None:
+        self._handlings: dict[str, Handling] = {}
+        self._fixed = False  # from the start of the worker on
 
     def _add(self, command: str, handling: Handling) -> None:
         name = command.strip()
