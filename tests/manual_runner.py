@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable
 
-from codeq.engine.clock import FakeClock
+from codeq.engine.clock import FakeClock, Timers
 
 
 class ManualRunner:
@@ -21,9 +20,7 @@ class ManualRunner:
         self.hold_syncs = False
         self.held: list[Callable[[], None]] = []
         self._soon: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[int, int, Callable[[], None]]] = []
-        self._cancelled: set[int] = set()
-        self._number = 0
+        self.timers = Timers()
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         error: BaseException | None = None
@@ -47,10 +44,7 @@ class ManualRunner:
         self._soon.append(call)
 
     def at(self, when_ms: int, call: Callable[[], None]) -> Callable[[], None]:
-        self._number += 1
-        number = self._number
-        heapq.heappush(self._timers, (when_ms, number, call))
-        return lambda: self._cancelled.add(number)
+        return self.timers.add(when_ms, call)
 
     def release(self) -> None:
         """Lets the held syncs end."""
@@ -62,23 +56,16 @@ class ManualRunner:
         """Runs the loop until nothing is left to do at this moment of the clock."""
         while self._soon:
             self._soon.popleft()()
-            while not self._soon and self._timers and self._timers[0][0] <= self.clock.now_ms():
-                _, number, call = heapq.heappop(self._timers)
-                if number in self._cancelled:
-                    self._cancelled.discard(number)
-                else:
-                    self._soon.append(call)
+            if not self._soon and (found := self.timers.due(self.clock.now_ms())):
+                self._soon.append(found[1])
 
     def advance(self, ms: int) -> None:
         """Moves the clock on, stopping at every timer on the way."""
         end_ms = self.clock.now_ms() + ms
-        while self._timers and self._timers[0][0] <= end_ms:
-            when_ms, number, call = heapq.heappop(self._timers)
+        while found := self.timers.due(end_ms):
+            when_ms, call = found
             self.clock.advance(max(0, when_ms - self.clock.now_ms()))
-            if number in self._cancelled:
-                self._cancelled.discard(number)
-            else:
-                self._soon.append(call)
-                self.settle()
+            self._soon.append(call)
+            self.settle()
         self.clock.advance(end_ms - self.clock.now_ms())
         self.settle()

@@ -133,11 +133,7 @@ class SteppedRunner(LoopRunner):
     @property
     def timers(self) -> list[int]:
         """When the timers are due that nobody cancelled."""
-        return sorted(
-            when
-            for when, number, _ in self._stepped._timers
-            if number not in self._stepped._cancelled
-        )
+        return self._stepped.timers.times_ms()
 
 
 class Sender:

@@ -43,6 +43,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "codeq.demo": ("codeq.errors", "codeq.model", "codeq.client"),
     "codeq.sync": ("codeq.errors", "codeq.model", "codeq.client"),
+    "codeq.testing": (
+        "codeq.errors", "codeq.model", "codeq.config", "codeq.engine.clock", "codeq.server",
+        "codeq.client",
+    ),
     "codeq.tokens": ("codeq.errors", "codeq.model"),
     "codeq.cli": (
         "codeq.errors", "codeq.model", "codeq.config", "codeq.server", "codeq.client",

@@ -156,12 +156,12 @@ def test_T49_a_task_wakes_one_of_many_parked_claims(
 def test_T49_nothing_runs_while_claims_wait(node: Node) -> None:
     """No timer of its own for any claim: only the maintenance that is there without them."""
     got: list[Any] = []
-    timers = len(node.runner._timers)
+    timers = len(node.runner.timers.times_ms())
     for number in range(10_000):
         node.shard.claim(node.request(got.append, (f"queue-{number}",), wait=True))
     node.settle()
     groups_before = node.shard.journal.groups
-    assert len(node.runner._timers) == timers
+    assert len(node.runner.timers.times_ms()) == timers
     node.advance(300_000)
     assert node.shard.journal.groups == groups_before
     assert got == []

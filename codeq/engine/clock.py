@@ -6,6 +6,7 @@ moved only forwards to follow the wall clock. A test puts its own clock in.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import signal
@@ -76,6 +77,35 @@ class FakeClock(Clock):
 
     def advance(self, ms: int) -> None:
         self._now_ms += ms
+
+
+class Timers:
+    """Calls that are due at times of a clock that is moved; for tests."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._cancelled: set[int] = set()
+        self._number = 0
+
+    def add(self, when_ms: int, call: Callable[[], None]) -> Callable[[], None]:
+        """Keeps a call; returns what cancels it."""
+        self._number += 1
+        number = self._number
+        heapq.heappush(self._heap, (when_ms, number, call))
+        return lambda: self._cancelled.add(number)
+
+    def due(self, until_ms: int) -> tuple[int, Callable[[], None]] | None:
+        """The earliest call that is due by then and its time, which is taken out; or None."""
+        while self._heap and self._heap[0][0] <= until_ms:
+            when_ms, number, call = heapq.heappop(self._heap)
+            if number not in self._cancelled:
+                return when_ms, call
+            self._cancelled.discard(number)
+        return None
+
+    def times_ms(self) -> list[int]:
+        """When the calls are due that nobody cancelled."""
+        return sorted(when for when, number, _ in self._heap if number not in self._cancelled)
 
 
 class Faults:

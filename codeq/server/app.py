@@ -188,11 +188,23 @@ def shard_settings(config: Config) -> ShardSettings:
 
 
 class Node:
-    """Everything one process runs. Make, ``start`` and ``stop`` it inside one loop."""
+    """Everything one process runs. Make, ``start`` and ``stop`` it inside one loop.
 
-    def __init__(self, config: Config, fault: Callable[[str], None]) -> None:
+    ``fault`` is told when the store cannot be written, and has to end everything. A test has a
+    clock of its own, and a runner that goes by it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        fault: Callable[[str], None],
+        clock: Clock | None = None,
+        runner: Callable[[Clock], LoopRunner] = LoopRunner,
+    ) -> None:
         self._config = config
         self._fault = fault
+        self._clock = clock or Clock()
+        self._runner = runner
         self._stops: list[Callable[[], object]] = []
         self._streams: dict[str, grpc_server.Listener] = {}
         self._http: HttpListener | None = None
@@ -212,12 +224,12 @@ class Node:
         try:
             self._tracer = _tracer(config)
             identities = await _identities(self._certificates)
-            clock = Clock()
+            clock = self._clock
             auth = build_auth(config, clock)
             reserved = self._reserve_all()
             limits = Limits(config.rate_limit, clock)
             in_flight = InFlight(config.limits.inflight_bytes)
-            shard = self._open_shard(clock)
+            shard = self._open_shard()
             self._metrics = Metrics(shard, limits)
             shard.journal.observe = self._metrics.observe_commit
             self._rest = RestApp(
@@ -237,11 +249,17 @@ class Node:
         self._stops.append(watchdog.stop)
         if any(identities.values()):
             self._read_certificates_on(signal.SIGHUP)
-        addresses = {kind: self._streams[kind].address for kind in self._streams}
+        at = self.addresses
         return (
-            f"ready http={self._http.address} producer={addresses.get('producer', 'off')}"
-            f" worker={addresses.get('worker', 'off')} pid={os.getpid()}"
+            f"ready http={at['http']} producer={at['producer']} worker={at['worker']}"
+            f" pid={os.getpid()}"
         )
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """HOST:PORT of the listeners http, producer and worker, "off" for those that are not."""
+        listeners = {"http": self._http, "producer": None, "worker": None, **self._streams}
+        return {kind: "off" if one is None else one.address for kind, one in listeners.items()}
 
     def _read_certificates_on(self, number: signal.Signals) -> None:
         loop = asyncio.get_running_loop()
@@ -285,8 +303,9 @@ class Node:
         if self._tracer is not None:
             self._tracer.close()
 
-    def _open_shard(self, clock: Clock) -> Shard:
-        runner = LoopRunner(clock)
+    def _open_shard(self) -> Shard:
+        clock = self._clock
+        runner = self._runner(clock)
         open_shard = Shard.open if self._tracer is None else self._tracer.open_shard
         try:
             self._shard = open_shard(shard_settings(self._config), clock, runner, self._fault)

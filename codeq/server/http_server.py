@@ -22,10 +22,11 @@ from typing import Any
 from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
+from granian.log import LogLevels
 from granian.server.embed import Server
 
 from codeq.config import Config, ConfigError
-from codeq.server import logs, tls
+from codeq.server import tls
 from codeq.server.request import STALL_SECONDS
 from codeq.server.rest import RestApp
 from codeq.server.tls import Identity
@@ -49,6 +50,13 @@ H2_STREAMS_MAX = 256
 H2_PING_MS = 30_000
 H2_PING_TIMEOUT_S = 10
 BACKLOG_MAX = 4096
+#: The library would add handlers that write to standard output, close those that are there and
+#: warn of its embedded form: its errors go where all logs go.
+LOG_CONFIG = {
+    "incremental": True,
+    "handlers": {},
+    "loggers": {"_granian": {"propagate": True}},
+}
 #: Where a listener on all interfaces can be reached from here
 DIALLED = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 #: Socket option of Linux that Python has no name for
@@ -138,6 +146,8 @@ class EmbeddedServer(Server):
             interface=Interfaces.ASGINL,
             websockets=False,
             log_access=False,
+            log_level=LogLevels.error,
+            log_dictconfig=LOG_CONFIG,
             backlog=backlog,
             **settings,
         )
@@ -305,7 +315,6 @@ class HttpListener:
     def _serve(self, app: RestApp, listening: socket.socket, identity: Identity | None) -> Serving:
         serving = Serving(app, self._config.limits.connections, listening, identity)
         self._servings.append(serving)
-        logs.configure(self._config.log_level, self._config.log_format)  # the library set its own
         return serving
 
     async def stop(self, grace_seconds: float) -> None:

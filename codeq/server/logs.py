@@ -63,10 +63,3 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(LEVELS[level])
-    for name in ("_granian", "granian.access"):
-        # The HTTP server brings handlers of its own that write to standard output, and warns of
-        # its embedded form at every start.
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(max(LEVELS[level], logging.ERROR))
