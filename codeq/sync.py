@@ -1,9 +1,9 @@
-"""The client for programs without an event loop: ``from codeq.sync import Producer, Worker``.
+"""The client without an event loop: ``from codeq.sync import Client, Producer, Worker``.
 
-The methods are those of codeq.Producer and codeq.Worker, without ``await``. They run there, on an
-event loop in a thread of its own that all objects of a process share; it begins with the first
-object. An object may be used by many threads, and not in a child process that was forked after it
-was made (CodeqError ``unavailable``). What is open when the program ends is closed then.
+The methods are those of the classes of the same names in codeq, without ``await``. They run there,
+on an event loop in a thread of its own that all objects of a process share; it begins with the
+first object. An object may be used by many threads, and not in a child process that was forked
+after it was made (CodeqError ``unavailable``). What is open when the program ends is closed then.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from codeq.client import producer as producers
+from codeq.client import rest
 from codeq.client import worker as workers
 from codeq.client.background import Threads, background
 from codeq.client.handlers import Decorators, Handling
-from codeq.client.producer import NewTask
 from codeq.client.signals import stopping
 from codeq.client.worker import BatchHandler, Counts, Handler
 from codeq.errors import CodeqError
 
-__all__ = ["Producer", "Worker"]
+__all__ = ["Client", "Producer", "Worker"]
 
 log = logging.getLogger("codeq.client")
 
@@ -52,8 +52,37 @@ def blocking(
 
     @functools.wraps(method)
     def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = self._background.call(lambda: method(self._inner, *args, **kwargs))
+        given = [_made(value) for value in args]
+        named = {name: _made(value) for name, value in kwargs.items()}
+        result: R = self._background.call(lambda: method(self._inner, *given, **named))
         return result
+
+    return call  # type: ignore[return-value]  # self is given by position only
+
+
+def _made(value: Any) -> Any:
+    """What an argument gives bit by bit is asked for here, not on the event loop: it may wait."""
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def iterating(
+    method: Callable[Concatenate[Any, P], AsyncIterator[R]],
+) -> Callable[Concatenate[Any, P], Iterator[R]]:
+    """The method of a Face that gives what this one of its asyncio object gives."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        items = method(self._inner, *args, **kwargs)
+
+        async def following() -> R:
+            return await anext(items)
+
+        while True:
+            try:
+                item: R = self._background.call(following)
+            except StopAsyncIteration:
+                return
+            yield item
 
     return call  # type: ignore[return-value]  # self is given by position only
 
@@ -113,13 +142,61 @@ class Producer(Opened[producers.Producer]):
     close = blocking(producers.Producer.close)
     produce = blocking(producers.Producer.produce)
 
-    def produce_batch(self, tasks: Iterable[NewTask | tuple[str, Any]]) -> list[str | CodeqError]:
-        """Creates many tasks, each a NewTask or a pair (command, payload).
+    produce_batch = blocking(producers.Producer.produce_batch)
 
-        Returns, in the order given, the id of each task or the CodeqError that refused it.
-        """
-        listed = list(tasks)  # here: what makes them may wait for something
-        return self._background.call(lambda: self._inner.produce_batch(listed))
+
+class Client(Opened[rest.Client]):
+    """codeq.Client without ``await``: ``with Client("http://host:8080", token="...") as client:
+    client.get(id)``. Arguments and methods are the same."""
+
+    @made_of(rest.Client)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("token", "producer_token", "worker_token"):
+            if name in kwargs:
+                kwargs[name] = in_a_thread(kwargs[name])
+        super().__init__(rest.Client(*args, **kwargs))
+        self.base_url = self._inner.base_url
+
+    close = blocking(rest.Client.close)
+    create = blocking(rest.Client.create)
+    create_many = blocking(rest.Client.create_many)
+    get = blocking(rest.Client.get)
+    cancel = blocking(rest.Client.cancel)
+    result = blocking(rest.Client.result)
+    wait_for_result = blocking(rest.Client.wait_for_result)
+    artifact = blocking(rest.Client.artifact)
+    claim = blocking(rest.Client.claim)
+    claim_many = blocking(rest.Client.claim_many)
+    heartbeat = blocking(rest.Client.heartbeat)
+    abandon = blocking(rest.Client.abandon)
+    nack = blocking(rest.Client.nack)
+    complete = blocking(rest.Client.complete)
+    fail = blocking(rest.Client.fail)
+    finish_many = blocking(rest.Client.finish_many)
+    subscribe = blocking(rest.Client.subscribe)
+    keep_subscription = blocking(rest.Client.keep_subscription)
+    queues = blocking(rest.Client.queues)
+    queue = blocking(rest.Client.queue)
+    pause = blocking(rest.Client.pause)
+    resume = blocking(rest.Client.resume)
+    purge = blocking(rest.Client.purge)
+    dead_letters = iterating(rest.Client.dead_letters)
+    dead_page = blocking(rest.Client.dead_page)
+    requeue_dead = blocking(rest.Client.requeue_dead)
+    purge_dead = blocking(rest.Client.purge_dead)
+    tasks = iterating(rest.Client.tasks)
+    task_page = blocking(rest.Client.task_page)
+    cleanup = blocking(rest.Client.cleanup)
+    overview = blocking(rest.Client.overview)
+    backup = blocking(rest.Client.backup)
+    put_topic = blocking(rest.Client.put_topic)
+    get_topic = blocking(rest.Client.get_topic)
+    delete_topic = blocking(rest.Client.delete_topic)
+    raft_status = blocking(rest.Client.raft_status)
+    health = blocking(rest.Client.health)
+    ready = blocking(rest.Client.ready)
+    metrics = blocking(rest.Client.metrics)
+    openapi = blocking(rest.Client.openapi)
 
 
 class _Threaded(workers.Worker):

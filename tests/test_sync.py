@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 import codeq
 from codeq import CodeqError, Fail, Nack, NewTask, Task
 from codeq.client.background import background
-from codeq.sync import Producer, Worker
+from codeq.sync import Client, Producer, Worker
 
 from .conftest import ROOT, Server
 
@@ -218,6 +219,30 @@ def test_it_cannot_be_called_where_it_would_wait_for_itself(server: Server) -> N
         async def handle(task: Task) -> None: ...
 
 
+def test_rest_without_an_event_loop(server: Server, command: str) -> None:
+    asked = threading.get_ident()
+
+    def token() -> str:
+        assert threading.get_ident() != asked
+        return "dev-producer"
+
+    with Client(f"http://{server.http}", token=token, worker_token="dev-worker") as client:
+        task = client.create(command, {"n": 1})
+        more = client.create_many(NewTask(command, n) for n in range(2))
+        listed = [one.id for one in client.tasks(command=command)]
+        assert listed == [task.id, *(one.id for one in more if not isinstance(one, CodeqError))]
+        with pytest.raises(TimeoutError):
+            client.wait_for_result(task.id, timeout_seconds=0.01)
+        with pytest.raises(CodeqError, match="not found"):
+            client.get("01900000-0000-7000-8000-000000000000")
+        claimed = client.claim([command])
+        assert claimed is not None
+        client.complete(claimed.id, 7)
+        found = client.wait_for_result(task.id).result.result
+        assert found is not None and json.loads(bytes(found)) == 7
+        assert client.queue(command).ready == 2
+
+
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
@@ -267,7 +292,7 @@ with Producer(sys.argv[1], token="dev-producer") as after:
 
 
 def test_signatures_and_docstrings_are_those_of_the_asyncio_classes() -> None:
-    for sync, name in ((Producer, "Producer"), (Worker, "Worker")):
+    for sync, name in ((Client, "Client"), (Producer, "Producer"), (Worker, "Worker")):
         there = getattr(codeq, name)
         assert inspect.signature(sync) == inspect.signature(there)
         public = [word for word in vars(there) if not word.startswith("_")]
