@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.callbacks import CALLBACKS
+from tests.mutants.client import CLIENT
 from tests.mutants.edges import EDGES
 from tests.mutants.limits import LIMITS
 from tests.mutants.mutant import Mutant
@@ -300,6 +301,7 @@ MUTANTS = (
         "test_engine.py::test_create_due_later_is_delayed_and_run_at_wins",
     ),
     *TRAPS,
+    *CLIENT,
     *OPERATIONS,
     *EDGES,
     *TOPICS,
