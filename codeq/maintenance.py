@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import msgspec
@@ -12,11 +10,8 @@ from codeq.engine import backup as backups
 from codeq.engine.check import Report
 from codeq.engine.check import check as check_folder
 from codeq.engine.clock import Clock
-from codeq.errors import CodeqError
-from codeq.model import BackupBody, BackupMade
 
 EXIT_LOST = 1
-BACKUP_SECONDS = 3600
 
 
 def check(data: Path, *, repair: bool, as_json: bool) -> int:
@@ -47,35 +42,6 @@ def _lines(report: Report) -> list[str]:
     else:
         lines.append("sound" if report.sound else "damaged: codeq check --repair keeps the rest")
     return lines
-
-
-def backup(base_url: str, token: str, name: str) -> int:
-    """Asks the server at ``base_url`` for a backup and prints where it is. Raises CodeqError."""
-    request = urllib.request.Request(
-        f"{base_url.rstrip('/')}/v1/codeq/admin/backup",
-        data=msgspec.json.encode(BackupBody(name)),
-        headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
-        method="POST",
-    )
-    if not request.full_url.startswith(("http://", "https://")):
-        raise CodeqError("validation-error", "--base-url must be http://HOST:PORT")
-    try:
-        with urllib.request.urlopen(request, timeout=BACKUP_SECONDS) as answer:
-            made = msgspec.json.decode(answer.read(), type=BackupMade)
-    except urllib.error.HTTPError as error:
-        raise _refusal(error) from None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CodeqError("unavailable", f"{base_url} did not answer: {error}") from None
-    print(f"{made.path} ({made.bytes:,} bytes)")
-    return 0
-
-
-def _refusal(error: urllib.error.HTTPError) -> CodeqError:
-    try:
-        body = msgspec.json.decode(error.read(), type=dict[str, object])
-        return CodeqError(str(body["code"]), str(body["message"]))
-    except (msgspec.MsgspecError, KeyError):
-        return CodeqError("unavailable", f"the server answered {error.code} {error.reason}")
 
 
 def restore(backup: Path, data: Path) -> int:

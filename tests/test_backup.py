@@ -454,7 +454,8 @@ def test_the_commands(
         (["check", "--data", str(tmp_path / "none")], "no codeq store"),
         (["restore", str(place / "one"), "--data", str(tmp_path / "one/data")], "is not empty"),
     ]:
-        assert cli.run(arguments) == 1
+        codes = {"did not answer": 4, "--base-url": cli.EXIT_USAGE}
+        assert cli.run(arguments) == codes.get(says, 1)
         said = capsys.readouterr().err
         assert said.startswith("codeq: ") and said.count("\n") == 1 and says in said
     assert server.stop(signal.SIGTERM) == 0

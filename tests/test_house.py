@@ -51,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "codeq.cli": (
         "codeq.errors", "codeq.model", "codeq.config", "codeq.server", "codeq.client",
         "codeq.bench", "codeq.demo", "codeq.maintenance", "codeq.tokens",
-        "codeq.__version__",
+        "codeq.__version__", "codeq.cli",
     ),
     "codeq.maintenance": (
         "codeq.errors", "codeq.model", "codeq.engine.backup", "codeq.engine.check",
@@ -81,7 +81,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "httpx": ("codeq.server.jwks", "codeq.client.http"),
     "aiohttp": ("codeq.server.callbacks",),
     "yarl": ("codeq.server.callbacks",),
-    "yaml": ("codeq.config",),
+    "yaml": ("codeq.config", "codeq.cli.profiles"),
     "typer": ("codeq.cli",),
     "rich": ("codeq.cli", "codeq.demo", "codeq.bench"),
     "msgspec": ("codeq",),

@@ -131,7 +131,7 @@ class Client:
         self.base_url = self._http.base_url
         self._producer = Bearer(token if producer_token is None else producer_token)
         self._worker = Bearer(token if worker_token is None else worker_token)
-        self._any = self._worker if not token and producer_token is None else self._producer
+        self._any = self._producer if token or producer_token else self._worker
 
     async def __aenter__(self) -> Self:
         return self
