@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -80,6 +79,8 @@ def remote(command: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
     ]
 
     def outside(**options: Any) -> int:
+        import asyncio
+
         flags = {name: options.pop(name) for name in SHARED}
         as_json = flags.pop("as_json") or GIVEN.get().as_json
         server = resolve(

@@ -199,6 +199,8 @@ class Runner:
             for run in self._runs:
                 run.given_back = True
                 run.kill()
+        elif self._runs:
+            self._warn(f"tasks in hand: {len(self._runs)}; a second signal gives them back")
         self._stopping.set()
         for claim in self._claims:
             claim.cancel()  # a task that is on its way just then comes back when its lease is over

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Annotated
@@ -74,6 +73,8 @@ def backup(
     as_json: AsJson = False,
 ) -> int:
     """Has a running server copy its store to the folder NAME in its backupDir."""
+    import asyncio
+
     given = GIVEN.get()
     flags = Server(base_url, token, None, ca_file, cert_file, key_file)
     server = resolve(flags, profile, given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -77,6 +76,8 @@ async def top(
 
     --once and --json print one sample. A server that is away is waited for.
     """
+    import asyncio
+
     before = await call.client.overview(tenant=tenant)
     if once or call.as_json or svg is not None:
         await asyncio.sleep(interval)
@@ -105,6 +106,8 @@ def _sample(before: Overview, after: Overview) -> Sample:
 
 async def _watch(call: Call, before: Overview, interval: float, tenant: str) -> None:
     """Until it is interrupted."""
+    import asyncio
+
     from rich.live import Live
 
     sample, away = Sample(before, before), ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -61,6 +60,8 @@ async def worker_start(
 
     SIGTERM or Ctrl-C: finishes the tasks in hand; again: kills the commands, gives the tasks back.
     """
+    import asyncio
+
     from codeq.cli.runner import Plan, Runner
 
     argv = _argv(command or [], run, ack)
