@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 import codeq
 from codeq import cli, config
+from codeq.cli import app, output, profiles, runner
 
 from .conftest import ROOT, Server, dev_arguments, launch
 
@@ -198,3 +202,32 @@ def test_importing_codeq_is_light(name: str) -> None:
         assert getattr(codeq, name) is not None
     with pytest.raises(AttributeError):
         _ = codeq.NoSuchThing
+
+
+def commands(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """Every command of the application, as the words that call it."""
+    for name, one in getattr(group, "commands", {}).items():
+        yield from commands(one, *path, name) if hasattr(one, "commands") else [(*path, name)]
+
+
+def test_the_page_of_the_command_line_has_every_command_and_its_examples_parse() -> None:
+    text = (ROOT / "docs/cli.md").read_text()
+    examples = [shlex.split(line) for line in re.findall(r"^\$ codeq (.*)$", text, re.MULTILINE)]
+    root = typer.main.get_command(app.app)
+    every = set(commands(root))
+    shown = set()
+    for words in examples:
+        group: Any = root
+        path: tuple[str, ...] = ()
+        while hasattr(group, "commands"):
+            path = (*path, words[len(path)])
+            group = group.commands[path[-1]]
+        group.make_context(path[-1], words[len(path) :], resilient_parsing=False)
+        shown.add(path)
+    assert shown == every
+    for code in ("EXIT_FAILED", "EXIT_USAGE", "EXIT_NOT_FOUND", "EXIT_UNREACHABLE"):
+        assert f"| {getattr(output, code)} |" in text
+        assert f"{getattr(output, code)} " in output.EXIT_CODES
+    assert f"| {runner.EXIT_FAIL} |" in text
+    for variable in profiles.ENVIRONMENT.values():
+        assert variable in text
