@@ -1,14 +1,22 @@
-"""The code shown in docs/ does what it says."""
+"""What the documents say is there. Their code blocks: test_docs_code.py."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from codeq.engine.clock import FakeClock
+import pytest
+from markdown_it import MarkdownIt
+
+from codeq import config
+from codeq.engine.clock import Clock, FakeClock
+from codeq.server.auth import SCOPE_RESULT
+from codeq.server.providers import build_auth
 
 from .conftest import ROOT
 from .receiver import receiver, sender
@@ -42,3 +50,47 @@ def test_the_shown_check_of_a_signature_takes_what_codeq_sends(tmp_path: Path) -
             assert not is_from_codeq("s", {}, got.body)
 
     asyncio.run(run())
+
+
+def test_T56_T57_the_settings_shown_load_and_their_tokens_share_a_tenant() -> None:
+    settings = config.load(str(ROOT / "examples/codeq.yaml"))
+    auth = build_auth(settings, Clock())
+    producer = auth.producer("change-me-producer")
+    worker = auth.worker("change-me-worker", SCOPE_RESULT)
+    assert producer.tenant == worker.tenant == "acme"
+    assert worker.may_claim(b"anything")
+
+
+PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    tokens = MarkdownIt().parse(page.read_text())
+    texts = (after.content for token, after in pairwise(tokens) if token.type == "heading_open")
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+def links(page: Path) -> Iterator[str]:
+    for token in MarkdownIt().enable("table").parse(page.read_text()):
+        for child in token.children or ():
+            target = child.attrGet("href") or child.attrGet("src")
+            if target:
+                yield str(target)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in headings(there), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = ROOT / "README.md"
+    there = {(ROOT / target.partition("#")[0]).resolve() for target in links(readme)}
+    assert [page.name for page in PAGES if page != readme and page not in there] == []

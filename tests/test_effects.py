@@ -165,3 +165,16 @@ def test_T56_the_complete_example_has_every_key() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_T56_the_shipped_examples_load(path: Path) -> None:
     load(str(path))
+
+
+def test_the_map_for_those_who_come_from_the_go_server_has_every_key_once() -> None:
+    table = (ROOT / "docs/migration.md").read_text().partition("| keys | what")[2]
+    found: list[str] = []
+    kinds: dict[str, str] = {}
+    for keys, fate in re.findall(r"^\| (`.+?`) \| (.+) \|$", table, re.MULTILINE):
+        for name in re.findall(r"`([\w.]+?)(?:\.\*)?`", keys):
+            found += [key for key in config.KEYS if key == name or key.startswith(name + ".")]
+            kinds[name] = fate
+    assert sorted(found) == sorted(config.KEYS)
+    ignored = {name for name, fate in kinds.items() if fate.startswith("ignored")}
+    assert ignored == set(config.IGNORED)
