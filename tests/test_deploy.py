@@ -406,7 +406,8 @@ def test_the_manifests_fit_the_schemas_of_kubernetes() -> None:
 
 
 def test_shell_scripts_pass_their_linter() -> None:
-    tool("shellcheck", *sorted((ROOT / "ci").iterdir()), ROOT / ".ci/run")
+    scripts = (*sorted((ROOT / "ci").iterdir()), *ROOT.glob("examples/*.sh"), ROOT / ".ci/run")
+    tool("shellcheck", *scripts)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")

@@ -61,7 +61,7 @@ def test_T56_T57_the_settings_shown_load_and_their_tokens_share_a_tenant() -> No
     assert worker.may_claim(b"anything")
 
 
-PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples/README.md"))
 
 
 def headings(page: Path) -> set[str]:
