@@ -15,7 +15,7 @@ PAGES = {
     "docs/migration.md": 0,
     "docs/queues.md": 0,
     "docs/quickstart.md": 1,
-    "docs/streams.md": 1,
+    "docs/streams.md": 3,
 }
 
 
