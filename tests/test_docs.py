@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from codeq import config
+from codeq import config, errors
 from codeq.engine.clock import Clock, FakeClock
 from codeq.server.auth import SCOPE_RESULT
 from codeq.server.providers import build_auth
@@ -94,3 +94,25 @@ def test_the_readme_leads_to_every_page() -> None:
     readme = ROOT / "README.md"
     there = {(ROOT / target.partition("#")[0]).resolve() for target in links(readme)}
     assert [page.name for page in PAGES if page != readme and page not in there] == []
+
+
+#: Refusals of the engine that no event of a stream can have
+REST_ONLY = {
+    errors.BODY_INVALID,
+    errors.PRIORITY_INVALID,
+    errors.ERROR_REQUIRED,
+    errors.ARTIFACT_INVALID,
+    errors.NOT_PENDING,
+    errors.WORKER_ID_INVALID,
+}
+
+
+def test_the_refusals_of_the_streams_page_are_those_of_the_server() -> None:
+    text = (ROOT / "docs/streams.md").read_text()
+    listed: set[str] = set()
+    for begin in ("Refusals of a create: ", "Refusals: "):
+        listed |= set(re.findall("`([^`]+)`", text.partition(begin)[2].partition(". ")[0]))
+    # the text of a bad status goes on with what was sent
+    known = {row.stream_message for row in errors.BY_NUMBER.values() if row not in REST_ONLY}
+    known -= {errors.STATUS_INVALID.stream_message}
+    assert {one for one in listed if not one.startswith("invalid status (")} == known
