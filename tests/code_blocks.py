@@ -14,7 +14,8 @@ block out. A block that none of this fits fails.
 
 Ids, pids and times differ from run to run. Where a page shows one any may come, but a second
 mention of an id or pid must be the same again, and what is typed later has that of this run in its
-place. A line ``...`` stands for any lines. Ports 8080, 9091 and 9092 become free ones.
+place. A line ``...`` stands for any lines, ``…`` for anything in its line. Ports 8080, 9091 and
+9092 become free ones.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ NOTES = ("not run", "file", "terminal")
 NOTE = re.compile(r"<!-- ([a-z ]+): (.+?) -->", re.DOTALL)
 NAME = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<=pid=)\d+"
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z"
-CHANGING = re.compile(rf"(?P<name>{NAME})|(?P<time>{TIME})")
+CHANGING = re.compile(rf"(?P<name>{NAME})|(?P<time>{TIME})|(?P<any>…)")
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
@@ -118,7 +119,7 @@ class Known:
     def _value(self, value: re.Match[str], groups: dict[str, str]) -> str:
         name = value["name"]
         if name is None:
-            return TIME
+            return TIME if value["time"] else ".*"
         if name in self._names:
             return re.escape(self._names[name])
         if name in groups:
