@@ -96,16 +96,17 @@ class Known:
             text = re.sub(rf"\b(localhost|127\.0\.0\.1):{shown}\b", rf"\1:{port}", text)
         return text
 
-    def find(self, shown: str, output: str) -> int | None:
-        """Where, in the output, that which is shown ends; None: it is not there. Names that are
-        new are remembered."""
+    def find(self, shown: str, output: str) -> tuple[int, int] | None:
+        """Where, in the output, the whole lines that are shown begin and end; None: they are not
+        there. Names that are new are remembered."""
         groups: dict[str, str] = {}
         lines = self._addressed(shown).strip().splitlines()
-        found = re.search("".join(self._pattern(line, groups) for line in lines), output)
+        pattern = "".join(self._pattern(line, groups) for line in lines)
+        found = re.search(f"^{pattern}", output, re.MULTILINE)
         if found is None:
             return None
         self._names.update((name, found[group]) for name, group in groups.items())
-        return found.end()
+        return found.span()
 
     def _pattern(self, line: str, groups: dict[str, str]) -> str:
         if line.strip() == "...":
@@ -114,7 +115,7 @@ class Known:
         for value in CHANGING.finditer(line):
             pieces += [re.escape(line[start : value.start()]), self._value(value, groups)]
             start = value.end()
-        return "".join((*pieces, re.escape(line[start:]), r"[ \t]*(?:\n|\Z)"))
+        return "".join((*pieces, re.escape(line[start:]), r"[ \t]*\n"))
 
     def _value(self, value: re.Match[str], groups: dict[str, str]) -> str:
         name = value["name"]
@@ -236,12 +237,13 @@ class PageRun:
                 continue
             code, output = self._terminal("").run(typed)
             assert code == 0, f"{command} ended with {code}: {output}"
-            self._compare(shown, output)
+            if shown.strip() or output.strip():
+                self._compare(shown, output)
 
     def _compare(self, shown: str, output: str) -> None:
-        if shown.strip() or output.strip():
-            end = self._known.find(shown, output)
-            assert end is not None and not output[end:].strip(), f"it said\n{output}\nnot\n{shown}"
+        begin, end = self._known.find(shown, output.rstrip() + "\n") or (0, 0)
+        rest = output[:begin].strip() or output[end:].strip()
+        assert end and not rest, f"it said\n{output}\nnot\n{shown}"
 
     def _stay(self, command: str, shown: str, name: str) -> None:
         self._terminal(name).type(command)
@@ -250,7 +252,8 @@ class PageRun:
     def _await(self, shown: str, terminal: Terminal) -> None:
         """Until the terminal shows this, which is then past."""
         terminal.read_until(lambda: self._known.find(shown, terminal.said) is not None)
-        terminal.said = terminal.said[self._known.find(shown, terminal.said) :]
+        _, end = self._known.find(shown, terminal.said) or (0, 0)
+        terminal.said = terminal.said[end:]
 
     def _program(self, block: Block) -> None:
         command = ["bash", "-euo", "pipefail"] if block.language == "sh" else [sys.executable]

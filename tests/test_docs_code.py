@@ -40,6 +40,8 @@ ID, OTHER_ID = (f"01a20c12-e697-7000-8000-00000000000{digit}" for digit in "12")
     [
         ("```console\n$ echo one\ntwo\n```\n", "not\ntwo"),
         ("```console\n$ echo one\n```\n", "it said\none"),
+        ("```console\n$ echo none\none\n```\n", "it said\nnone"),
+        ("```console\n$ echo one; echo two\ntwo\n```\n", "it said\none"),
         ("```console\n$ echo one; false\none\n```\n", "ended with 1"),
         ("```console\none\n```\n", "begins with a line after"),
         ("```python\nraise SystemExit(3)\n```\n", "ended with 3"),
