@@ -6,11 +6,12 @@ import hashlib
 import hmac
 import json
 import os
+import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import pytest
 
 import codeq
 
-from .conftest import INHERITED, ROOT, Server, read_line
+from .conftest import INHERITED, ROOT, Server
 
 SECONDS = 60
 PACKAGE = Path(codeq.__file__).resolve().parent.parent
@@ -53,30 +54,48 @@ def said(command: list[str | Path]) -> list[str]:
     return done.stdout.splitlines()
 
 
-@contextmanager
-def running(command: list[str | Path], folder: Path) -> Iterator[subprocess.Popen[str]]:
+class Program:
     """A program that goes on until it is told to stop."""
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+
+    def __init__(self, command: list[str | Path], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+
+    def line_with(self, pattern: str) -> re.Match[str]:
+        """The next line in which this is found; queue.Empty when none comes."""
+        while True:
+            if found := re.search(pattern, self._lines.get(timeout=SECONDS)):
+                return found
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(SECONDS)
+        self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@contextmanager
+def running(command: list[str | Path], folder: Path) -> Iterator[Program]:
+    program = Program(command, folder)
     try:
-        yield process
+        yield program
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=SECONDS)
-
-
-def line_with(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
-    """The first line of its output in which this is found."""
-    while line := read_line(process):
-        if found := re.search(pattern, line):
-            return found
-    raise AssertionError(f"it ended without a line like {pattern}")
+        program.stop()
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
@@ -119,14 +138,16 @@ def test_a_web_application_waits_for_results(
 ) -> None:
     server = start_server()
     app = written("webapp.py", server, tmp_path)
-    app.write_text(app.read_text().replace("PATIENCE_SECONDS = 5", "PATIENCE_SECONDS = 1"))
+    app.write_text(app.read_text().replace("PATIENCE_SECONDS = 5", f"PATIENCE_SECONDS = {SECONDS}"))
     command = [sys.executable, "-m", "uvicorn", "webapp:app", "--port", "0"]
     worker = written("worker.py", server, tmp_path)
     with running(command, tmp_path) as web:
-        address = line_with(web, r"http://127\.0\.0\.1:\d+")[0]
+        address = web.line_with(r"http://127\.0\.0\.1:\d+")[0]
         with httpx.Client(base_url=address, timeout=SECONDS) as client:
-            late = client.post("/greetings", json={"name": "Ada"})
-            assert late.status_code == 202  # no worker yet
+            body = {"command": "greet", "payload": {"name": "Ada"}}
+            ada = server.client("dev-producer").post("/tasks", json=body).json()["id"]
+            late = client.get(f"/greetings/{ada}")
+            assert (late.status_code, late.headers["location"]) == (202, f"/greetings/{ada}")
             with running([sys.executable, worker], tmp_path):
                 answers = [
                     client.post("/greetings", json={"name": name}, headers={"idempotency-key": key})
@@ -136,7 +157,7 @@ def test_a_web_application_waits_for_results(
                 assert answers[0].json() == answers[1].json()
                 assert answers[0].json()["result"] == {"greeting": "Hello, Ben!"}
                 assert answers[3].json()["error"] == "a greeting needs a name"
-            shown = client.get(late.headers["location"]).json()
+            shown = client.get(f"/greetings/{ada}").json()
             assert shown["result"] == {"greeting": "Hello, Ada!"}
             assert client.get("/greetings/nonsense").status_code == 404
 
@@ -149,7 +170,7 @@ def test_a_receiver_believes_only_signed_webhooks(
     producer, worker = server.client("dev-producer"), server.client("dev-worker")
     receiver = ROOT / "examples/webhook_receiver.py"
     with running([sys.executable, receiver, secret, "0"], tmp_path) as program:
-        port = line_with(program, r"port (\d+)")[1]
+        port = program.line_with(r"port (\d+)")[1]
         url = f"http://127.0.0.1:{port}/done"
 
         def forged(key: str, age_seconds: int) -> int:
@@ -169,7 +190,7 @@ def test_a_receiver_believes_only_signed_webhooks(
         assert worker.post("/tasks/claim", json={"commands": ["resize"]}).status_code == 200
         end = {"status": "COMPLETED", "result": {"width": 64}}
         assert worker.post(f"/tasks/{task['id']}/result", json=end).status_code == 200
-        assert read_line(program) == "resize COMPLETED {'width': 64}"
+        assert program.line_with(r"^resize (.*)$")[1] == "COMPLETED {'width': 64}"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
