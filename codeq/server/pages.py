@@ -1,6 +1,6 @@
-"""The description of the API as the server answers it: /openapi.json, and /docs with its files.
+"""The pages of the server: /openapi.json, /docs with its files, and the dashboard at /ui with its.
 
-The page asks no other host for anything and runs no script but its own.
+They ask no other host for anything and run no script but their own.
 """
 
 from __future__ import annotations
@@ -18,17 +18,32 @@ from codeq.server.routes import OPEN, TABLE, Open, Route
 _CLOSED: tuple[Header, ...] = (
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
-        b" base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
+        b" connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-cache"),
 )
+_SCRIPTS = (
+    *("api", "chart", "dashboard", "elements", "figures", "history", "queue", "queues"),
+    *("server", "task"),
+)
 _FILES = {
-    b"/docs": ("docs.html", b"text/html; charset=utf-8"),
-    b"/docs/docs.css": ("docs.css", b"text/css; charset=utf-8"),
-    b"/docs/docs.js": ("docs.js", b"text/javascript; charset=utf-8"),
+    "/docs": "docs.html",
+    "/docs/docs.css": "docs.css",
+    "/docs/docs.js": "docs.js",
+    "/ui": "dashboard.html",
+    "/ui/colors.css": "colors.css",
+    "/ui/dashboard.css": "dashboard.css",
+    "/ui/icon.svg": "icon.svg",
+    **{f"/ui/{name}.js": f"{name}.js" for name in _SCRIPTS},
+}
+_MEDIA = {
+    "html": b"text/html; charset=utf-8",
+    "css": b"text/css; charset=utf-8",
+    "js": b"text/javascript; charset=utf-8",
+    "svg": b"image/svg+xml",
 }
 _ROUTES_HERE = "<!-- routes -->"
 
@@ -37,10 +52,11 @@ def replies(config: Config) -> dict[bytes, Reply]:
     """The answers by path."""
     document = msgspec.json.encode(openapi.describe(config))
     found = {b"/openapi.json": Reply(200, document, (JSON_TYPE, *_CLOSED))}
-    for path, (name, media) in _FILES.items():
+    for path, name in _FILES.items():
         text = files("codeq.server").joinpath("ui", name).read_text("utf-8")
         body = text.replace(_ROUTES_HERE, _routes()).encode()
-        found[path] = Reply(200, body, ((b"content-type", media), *_CLOSED))
+        media = _MEDIA[name.rpartition(".")[2]]
+        found[path.encode()] = Reply(200, body, ((b"content-type", media), *_CLOSED))
     return found
 
 

@@ -627,6 +627,7 @@ OPEN = (
         (Answer(200, "OpenAPI 3.1.", dict[str, Any], {"openapi": "3.1.0"}),),
     ),
     Open("/docs", "Read this description as a page", (Answer(200, "A page.", media="text/html"),)),
+    Open("/ui", "Watch and steer the server", (Answer(200, "A page.", media="text/html"),)),
 )
 
 
