@@ -195,6 +195,20 @@ def test_any_takes_workers_then_producers() -> None:
     assert refused(lambda: no_tenant.any("secret"))[1] == "invalid tenant claims"
 
 
+def test_T36_a_worker_is_no_operator() -> None:
+    fields = {
+        "token": "x",
+        "eventTypes": ["a"],
+        "scopes": ["codeq:operator"],
+        "raw": {"tid": "ours"},
+    }
+    plain = static(token="x", raw={"tid": "ours"})
+    none = Auth(static(token="p"), static(**fields)).any("x")
+    assert (none.is_operator, none.is_admin, none.tenant) == (False, False, "ours")
+    assert not Auth(plain, static(**fields)).any("x").is_operator
+    assert Auth(static(**fields), static(**fields)).any("x").is_operator, "as a producer it is one"
+
+
 def test_producer_as_worker() -> None:
     producers = static(token="p", subject="shop")
     workers = static(token="w", subject="worker", scopes=["codeq:claim"], eventTypes=["a"])

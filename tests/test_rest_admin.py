@@ -435,6 +435,27 @@ def test_T36_operators_see_every_tenant_or_the_one_they_name(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+def test_T32_T36_an_operator_reads_and_cancels_a_task_of_the_tenant_it_names(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with rest_node(tmp_path, admins()) as node:
+            ours, theirs = await node.client("ours"), await node.client("theirs")
+            operator = await node.client("operator")
+            ended, waiting = await put(theirs, "job", "ended"), await put(theirs, "job", "ready")
+            for path in (f"/tasks/{ended}", f"/tasks/{ended}/result"):
+                assert (await operator.get(path)).status_code == 404, "not of its own tenant"
+                assert (await operator.get(f"{path}?tenant=theirs")).status_code == 200
+                assert (await ours.get(f"{path}?tenant=theirs")).status_code == 404
+            cancel = f"/tasks/{waiting}/cancel"
+            assert (await ours.post(f"{cancel}?tenant=theirs")).status_code == 404
+            assert (await operator.post(cancel)).status_code == 404
+            done = await operator.post(f"{cancel}?tenant=theirs")
+            assert done.json()["error"] == "CANCELLED"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -107,6 +107,11 @@ def figure(page: Page, name: str) -> Locator:
     return page.locator(".tile:visible", has=page.get_by_text(name, exact=True)).locator("dd")
 
 
+def poll(page: Page) -> None:
+    """Has the page poll at once, as when it comes to the front."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
 def at_queue(tab: Tab, command: str) -> Page:
     page = tab.open(ADMIN, f"#queue?command={command}")
     expect(page.get_by_role("heading", name=command)).to_be_visible()
@@ -151,11 +156,13 @@ def test_a_task_is_seen_to_move_through_its_states(
     expect(state).to_have_text("ready")
     expect(page.locator("pre")).to_contain_text('"number": 12345678901234567890')
     assert claim(worker, command, workerId="w-17")["id"] == task_id
+    poll(page)
     expect(state).to_have_text("leased")
     expect(page.get_by_text("w-17")).to_be_visible()
     expect(page.get_by_role("button", name="Cancel this task…")).to_be_hidden()
     result = '{"status":"COMPLETED","workerId":"w-17","result":{"exact":12345678901234567891}}'
     worker.post(f"/tasks/{task_id}/result", content=result)
+    poll(page)
     expect(state).to_have_text("completed")
     expect(page.locator("pre").last).to_contain_text('"exact": 12345678901234567891')
     page.get_by_role("link", name="Its queue").click()
@@ -311,7 +318,20 @@ def test_an_operator_sees_every_tenant_and_changes_the_one_that_is_meant(
     page.get_by_label("Show").select_option("Failed")
     page.locator("summary", has_text=task_id).click()
     expect(page.locator("li", has_text=task_id)).to_contain_text("CANCELLED")
+    page.get_by_role("link", name="Follow this task").click()
+    expect(page.locator(".state")).to_have_text("failed")
+    expect(page.get_by_text("Result record")).to_be_visible()
+    waiting = create(other, command)["id"]
+    page.get_by_label("Task id").fill(waiting)
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_text("not found in the tenant of this token")).to_be_visible()
     page.locator("#tenant").select_option("globex")
+    page.get_by_role("button", name="Find").click()
+    expect(page.locator(".state")).to_have_text("ready")
+    page.get_by_role("button", name="Cancel this task…").click()
+    agree(page, "Cancel the task")
+    expect(page.locator(".state")).to_have_text("failed")
+    page.get_by_role("link", name="Queues").click()
     expect(page.get_by_role("heading", name="Queues")).to_be_visible()
     page.get_by_role("searchbox").fill(command)
     expect(rows).to_have_count(1)
@@ -377,8 +397,10 @@ def test_a_refusal_is_shown_and_passes(tab: Tab, status: int, message: str) -> N
     headers = {"retry-after": "2"} if status == 429 else {}
     overview = f"**{PREFIX}/admin/overview*"
     page.route(overview, lambda one: one.fulfill(status=status, body=body, headers=headers))
+    poll(page)
     expect(page.locator("#status")).to_contain_text(message)
     page.unroute(overview)
+    poll(page)
     expect(page.locator("#status")).to_have_text("Connected")
 
 

@@ -207,18 +207,28 @@ class Auth:
         return principal
 
     def any(self, token: str) -> Principal:
-        """A worker, else a producer; either with a tenant."""
+        """A worker, else a producer; either with a tenant. A worker is no operator: a token that
+        says so is asked for as a producer's, too."""
         if self._producers is None and self._workers is None:
             raise refused(errors.PRODUCERS_OFF)
         unavailable: AuthError | None = None
+        worker: Principal | None = None
         for provider in (self._workers, self._producers):
             try:
                 principal = _identify(provider, token)
             except AuthError as error:
                 unavailable = error
                 continue
-            if principal is not None and (provider is self._producers or principal.has_event_types):
+            if principal is None:
+                continue
+            if provider is self._producers:
                 return _with_tenant(principal)
+            if principal.has_event_types and not principal.is_operator:
+                return _with_tenant(principal)
+            if principal.has_event_types:
+                worker = _with_tenant(principal).as_worker()
+        if worker is not None:
+            return worker
         raise unavailable or refused(errors.TOKEN_INVALID)
 
     def admin(self, token: str) -> Principal:

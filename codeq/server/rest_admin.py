@@ -98,7 +98,7 @@ def seen(request: Request, principal: Principal) -> str | None:
 
 
 def changed(request: Request, principal: Principal) -> str:
-    """The tenant whose things are changed: always one."""
+    """The tenant whose things are changed, or whose task is meant: always one."""
     return seen(request, principal) or principal.tenant
 
 

@@ -1,4 +1,5 @@
-"""REST for those who make tasks and look at them: creates, reads, cancel."""
+"""REST for those who make tasks and look at them: creates, reads, cancel. An operator may read and
+cancel the tasks of another tenant by naming it."""
 
 from __future__ import annotations
 
@@ -59,6 +60,7 @@ from codeq.server.request import (
     refuse,
     settle,
 )
+from codeq.server.rest_admin import changed
 from codeq.server.views import item_refusal, record_of, task_of
 
 TRACE_BYTES_MAX = 512
@@ -217,7 +219,7 @@ async def get_task(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /tasks/{id}"""
     edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
-    edge.shard.get(request.text(), principal.tenant, done)
+    edge.shard.get(request.text(), changed(request, principal), done)
     view: TaskView | None = await answer
     return _TASK_ABSENT if view is None else Reply(200, encode(task_of(view)))
 
@@ -227,7 +229,7 @@ async def get_result(edge: Edge, request: Request, principal: Principal) -> Repl
     edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
     wait_ms = wait_seconds(request.parameter(b"waitSeconds")) * 1000
-    wait = edge.shard.result(request.text(), principal.tenant, wait_ms, done)
+    wait = edge.shard.result(request.text(), changed(request, principal), wait_ms, done)
     view: TaskView | None
     if wait is None:
         view = await answer
@@ -279,7 +281,9 @@ async def cancel(edge: Edge, request: Request, principal: Principal) -> Reply:
     edge.require_ready()
     answer: asyncio.Future[tuple[int, TaskView | None]] = edge.loop.create_future()
     edge.shard.cancel(
-        request.text(), principal.tenant, lambda code, view: settle(answer, (code, view))
+        request.text(),
+        changed(request, principal),
+        lambda code, view: settle(answer, (code, view)),
     )
     code, view = await answer
     if code == NOT_PENDING.number:

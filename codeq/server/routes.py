@@ -149,6 +149,9 @@ _TENANT = Parameter(
 _TENANT_CHANGED = _TENANT._replace(
     description="Operators only: the tenant whose queue is meant; without it the own."
 )
+_TENANT_OF_TASK = _TENANT._replace(
+    description="Operators only: the tenant whose task it is; without it the own."
+)
 _PAGE = (
     Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
     Parameter(
@@ -236,6 +239,7 @@ _PRODUCERS = (
         rest_tasks.cancel,
         (Answer(200, "The task, FAILED with error CANCELLED.", model.Task, samples.CANCELLED),),
         refusals=(no.TASK_ABSENT, no.NOT_PENDING, no.UNAVAILABLE),
+        parameters=(_TENANT_OF_TASK,),
         body_optional=True,
     ),
 )
@@ -392,6 +396,7 @@ _READS = (
         rest_tasks.get_task,
         (Answer(200, "The task as it is now.", model.Task, samples.TASK),),
         refusals=(no.TASK_ABSENT, no.BYTES_SPENT),
+        parameters=(_TENANT_OF_TASK,),
         body_read=False,
     ),
     Route(
@@ -408,6 +413,7 @@ _READS = (
                 {"type": ["integer", "string"], "default": 0},
                 "0 to 60; more is cut, nonsense is 0.",
             ),
+            _TENANT_OF_TASK,
         ),
         body_read=False,
     ),

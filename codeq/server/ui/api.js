@@ -29,8 +29,8 @@ export class Api {
   }
 
   /** The text of an answer, for values that must not be rounded. */
-  text(path) {
-    return this.#call("GET", path, {}, undefined, (text) => text);
+  text(path, query = {}) {
+    return this.#call("GET", path, query, undefined, (text) => text);
   }
 
   async #call(method, path, query, body, read = JSON.parse) {

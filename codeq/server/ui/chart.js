@@ -115,7 +115,8 @@ export class Chart {
     say(this.when, at ? new Date(at.atMs).toLocaleTimeString("sv") : "");
     if (at) {
       const x = this.#x(at.atMs);
-      this.canvas.append(svg("line", { class: "here", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }));
+      const line = { class: "here", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM };
+      this.canvas.append(svg("line", line));
     }
     const said = this.lines.map(([, name], i) => `${name} ${this.figures[i].textContent}`);
     this.canvas.setAttribute("aria-label", `${this.title}: ${said.join(", ")}`);

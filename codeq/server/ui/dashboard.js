@@ -110,7 +110,7 @@ class Page {
   #choose(tenant) {
     this.tenant = tenant;
     this.#forget();
-    location.hash = "#queues";
+    if (this.view === this.views.queue) location.hash = "#queues";
     this.soon();
   }
 
@@ -171,7 +171,8 @@ class Page {
     }
     const asked = (error.retryAfterSeconds || 0) * 1000;
     const wait = Math.max(asked, Math.min(BACKOFF_MS_MAX, 500 * 2 ** this.#failures));
-    say($("status"), `${this.#why(error)} Trying again every ${many(Math.ceil(wait / 1000), "second")}.`);
+    const every = many(Math.ceil(wait / 1000), "second");
+    say($("status"), `${this.#why(error)} Trying again every ${every}.`);
     $("line").className = "bad";
     return wait;
   }
@@ -179,8 +180,8 @@ class Page {
   #why(error) {
     if (error.status === 401) return `The token was not accepted: ${error.message}.`;
     if (error.status === 403) {
-      return `This token may not see this page: ${error.message}. It needs the scope codeq:admin or `
-        + "codeq:operator.";
+      return `This token may not see this page: ${error.message}. It needs the scope `
+        + "codeq:admin or codeq:operator.";
     }
     if (error.status === 429) return `Too many requests: ${error.message}.`;
     if (error.status) return `The server refuses with ${error.status}: ${error.message}.`;

@@ -100,7 +100,8 @@ function search(api) {
     for (const place of document.querySelectorAll("details")) {
       const operation = api.paths[place.dataset.path][place.dataset.method];
       const statuses = Object.keys(operation.responses).join(" ");
-      const text = `${place.querySelector("summary").textContent} ${operation.description} ${statuses}`;
+      const summary = place.querySelector("summary").textContent;
+      const text = `${summary} ${operation.description} ${statuses}`;
       place.hidden = !words.every((word) => text.toLowerCase().includes(word));
     }
   });

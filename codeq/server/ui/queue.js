@@ -22,8 +22,9 @@ export class QueueView {
     this.title = make("h2", { tabindex: "-1" });
     this.badge = make("span", { class: "badge", hidden: true }, "paused");
     this.pause = button("Pause", () => this.#pause());
-    this.waiting = make("select", { id: "purge-state" }, ...["all", "ready", "delayed"].map((state) =>
-      make("option", { value: state }, state === "all" ? "ready and delayed" : state)));
+    const states = [["all", "ready and delayed"], ["ready", "ready"], ["delayed", "delayed"]];
+    this.waiting = make("select", { id: "purge-state" }, ...states.map(([value, name]) =>
+      make("option", { value }, name)));
     this.purge = button("Purge waiting…", () => this.#purgeWaiting(), { class: "danger" });
     this.figures = new Figures();
     this.charts = charts();
@@ -94,14 +95,16 @@ export class QueueView {
 
   async #purgeWaiting() {
     const state = this.waiting.value, row = this.row || EMPTY;
-    const ready = state === "delayed" ? 0 : row.ready, delayed = state === "ready" ? 0 : row.delayed;
+    const ready = state === "delayed" ? 0 : row.ready;
+    const delayed = state === "ready" ? 0 : row.delayed;
     const parts = [state !== "delayed" && `${count(ready)} ready`,
       state !== "ready" && `${count(delayed)} delayed`].filter(Boolean);
     await this.change(`Purge ${many(ready + delayed, "waiting task")} of queue ${this.name}?`,
       `${parts.join(" and ")} as of the last poll. They end as FAILED with the error CANCELLED; `
         + "this cannot be undone.",
       "Purge", { bad: true }, async () => {
-        const done = await this.page.api.post(queuePath(this.command, "purge"), this.query, { state });
+        const path = queuePath(this.command, "purge");
+        const done = await this.page.api.post(path, this.query, { state });
         return `${many(done.purged, "waiting task")} of ${this.name} purged.`;
       });
   }
@@ -139,12 +142,13 @@ class TaskList {
     this.rows = make("ul", { class: "tasks" });
     this.every = make("input", { type: "checkbox", id: "every" });
     this.every.addEventListener("change", () => this.#chooseAll(this.every.checked));
+    const danger = { class: "danger" };
     this.actions = make("div", { class: "buttons" },
       make("label", { for: "every", class: "check" }, this.every, " All of this page"),
       this.requeueChosen = button("Requeue chosen…", () => this.#chosenTo("requeue")),
-      this.purgeChosen = button("Purge chosen…", () => this.#chosenTo("purge"), { class: "danger" }),
+      this.purgeChosen = button("Purge chosen…", () => this.#chosenTo("purge"), danger),
       this.requeueAll = button("Requeue all…", () => this.#allTo("requeue")),
-      this.purgeAll = button("Purge all…", () => this.#allTo("purge"), { class: "danger" }));
+      this.purgeAll = button("Purge all…", () => this.#allTo("purge"), danger));
     this.back = button("Previous page", () => this.#turn(-1));
     this.on = button("Next page", () => this.#turn(1));
     this.element = make("div", {},

@@ -22,13 +22,18 @@ export class Figures {
       dlq: new Tile("Dead letters"),
     };
     this.oldest = new Tile("Oldest ready", "How long the oldest ready task has been ready");
-    this.created = new Tile("Created /s", "Over the last ten seconds");
-    this.completed = new Tile("Completed /s", "Over the last ten seconds");
+    const lately = "Over the last ten seconds";
+    this.rates = [
+      [(of) => of.created, new Tile("Created /s", lately)],
+      [(of) => of.claimed, new Tile("Claimed /s", lately)],
+      [(of) => of.completed, new Tile("Completed /s", lately)],
+      [(of) => of.failed + of.dead, new Tile("Failed /s", `${lately}, dead letters too`)],
+    ];
     const hint = "From create to end, of the tasks that ended in the last minute";
     this.times = [[0.5, new Tile("Latency p50", hint)], [0.95, new Tile("p95", hint)],
       [0.99, new Tile("p99", hint)]];
-    this.element = tiles([...Object.values(this.depths), this.oldest, this.created, this.completed,
-      ...this.times.map(([, tile]) => tile)]);
+    this.element = tiles([...Object.values(this.depths), this.oldest,
+      ...this.rates.map(([, tile]) => tile), ...this.times.map(([, tile]) => tile)]);
   }
 
   /** `row` as it is now, null when its counts are not known. */
@@ -39,8 +44,7 @@ export class Figures {
     this.oldest.set(row?.ready && row.oldestReadySeconds != null
       ? seconds(row.oldestReadySeconds) : "–");
     const rates = history.rates(key);
-    this.created.set(rate(rates?.created));
-    this.completed.set(rate(rates?.completed));
+    for (const [read, tile] of this.rates) tile.set(rates ? rate(read(rates)) : "–");
     const latency = history.latency(key);
     for (const [share, tile] of this.times) {
       tile.set(latency ? bounded(percentile(share, latency.bounds, latency.counts)) : "–");
@@ -66,7 +70,8 @@ function columns(page) {
       badge: (row) => (row.paused ? "paused" : "") },
     { name: "Tenant", text: (row) => row.tenantId || "" },
     depth("Ready", "ready"), depth("In progress", "inProgress"), depth("Delayed", "delayed"),
-    depth("Dead", "dlq"), perSecond("Created /s", "created"), perSecond("Completed /s", "completed"),
+    depth("Dead", "dlq"),
+    perSecond("Created /s", "created"), perSecond("Completed /s", "completed"),
     { name: "p95", number: true, text: (row) => bounded(p95(row)),
       value: (row) => p95(row)?.seconds ?? -1 },
     { name: "Oldest ready", number: true, value: (row) => (row.ready ? row.oldestReadySeconds : -1),
@@ -80,7 +85,8 @@ export class QueuesView {
     this.page = page;
     this.figures = new Figures();
     this.charts = charts();
-    this.filter = make("input", { type: "search", id: "queue-filter", placeholder: "part of a name" });
+    this.filter = make("input",
+      { type: "search", id: "queue-filter", placeholder: "part of a name" });
     this.filter.addEventListener("input", () => this.#list());
     this.table = new Table("Queues", columns(page), keyOf,
       { nothing: "No queue has held a task since the server started." });
@@ -104,8 +110,9 @@ export class QueuesView {
     const left = overview.queuesLeftOut;
     this.note.hidden = !left;
     this.note.textContent = left
-      ? `The figures above, rates and times are those of the first ${count(overview.queues.length)} `
-        + `queues by name; ${count(left)} more are listed with their depths.`
+      ? `The figures above, rates and times are those of the first `
+        + `${count(overview.queues.length)} queues by name; `
+        + `${count(left)} more are listed with their depths.`
       : "";
     this.#list();
   }

@@ -11,12 +11,14 @@ function keyOf(row) {
 export class WorkersView {
   constructor(page) {
     this.page = page;
-    this.filter = make("input", { type: "search", id: "worker-filter", placeholder: "part of a name" });
+    this.filter = make("input",
+      { type: "search", id: "worker-filter", placeholder: "part of a name" });
     this.filter.addEventListener("input", () => this.update());
     this.table = new Table("Leases by worker", [
       { name: "Worker", text: (row) => row.workerId },
       { name: "Tenant", text: (row) => row.tenantId || "" },
-      { name: "Leases", number: true, text: (row) => count(row.leases), value: (row) => row.leases },
+      { name: "Leases", number: true, text: (row) => count(row.leases),
+        value: (row) => row.leases },
     ], keyOf, { sortBy: 2, up: false, nothing: "No worker holds a lease." });
     this.note = make("p", { class: "quiet" });
     this.element = make("section", { "aria-label": "Workers" },
@@ -37,8 +39,9 @@ export class WorkersView {
     this.note.hidden = !left;
     say(this.note, `${count(left)} more workers hold leases; the first by name are listed.`);
     this.table.element.classList.toggle("no-tenant", !this.page.operator);
-    this.table.update(overview.leases.filter((row) =>
-      `${row.workerId} ${row.tenantId || ""}`.toLowerCase().includes(word)), overview.leases.length);
+    const fits = ({ workerId, tenantId = "" }) =>
+      `${workerId} ${tenantId}`.toLowerCase().includes(word);
+    this.table.update(overview.leases.filter(fits), overview.leases.length);
   }
 }
 
@@ -70,7 +73,8 @@ export class ServerView {
       { name: "Queue", text: (row) => row.command }, { name: "Host", text: (row) => row.host },
       { name: "Tries", number: true, text: (row) => count(row.tries), value: (row) => row.tries },
       { name: "Error", text: (row) => row.error },
-    ], (row) => `${row.taskId} ${row.at}`, { up: false, nothing: "None since the server started." });
+    ], (row) => `${row.taskId} ${row.at}`,
+    { up: false, nothing: "None since the server started." });
     this.element = make("section", { "aria-label": "Server" }, make("h2", {}, "Server"),
       tiles(this.figures.map((one) => one.tile)),
       make("h3", {}, "Commits and syncs of the last minute"),

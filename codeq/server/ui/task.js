@@ -26,7 +26,8 @@ export function facts(task) {
   const rows = Object.entries(task).filter(([name]) => !APART.has(name)).map(([name, value]) =>
     fact(name, TIMES.has(name) ? moment(value) : String(value)));
   return make("div", {},
-    make("dl", { class: "facts" }, fact("state", stateOf(task)), fact("status", task.status), ...rows),
+    make("dl", { class: "facts" },
+      fact("state", stateOf(task)), fact("status", task.status), ...rows),
     make("h4", {}, "Payload"), make("pre", { tabindex: "0" }, pretty(task.payload)));
 }
 
@@ -80,8 +81,8 @@ export class TaskView {
     this.queue = make("a", {}, "Its queue");
     this.bar = make("div", { class: "buttons", hidden: true }, this.queue, this.cancel);
     this.found = make("div");
-    this.element = make("section", { "aria-label": "Task" }, make("h2", {}, "Task"), form, this.note,
-      this.state, this.bar, this.found);
+    this.element = make("section", { "aria-label": "Task" },
+      make("h2", {}, "Task"), form, this.note, this.state, this.bar, this.found);
   }
 
   show(query) {
@@ -130,8 +131,11 @@ export class TaskView {
       if (number === this.#loads) this.#draw(task, record, over);
     } catch (error) {
       if (number !== this.#loads) return;
-      if (error instanceof Refused && error.status === 404) this.#clear();
-      say(this.note, `${this.#asked.id}: ${error.message}`);
+      const absent = error instanceof Refused && error.status === 404;
+      if (absent) this.#clear();
+      const hint = absent && this.page.operator && !this.#asked.tenant
+        ? " in the tenant of this token; for another one choose it above" : "";
+      say(this.note, `${this.#asked.id}: ${error.message}${hint}`);
     }
   }
 
