@@ -8,8 +8,8 @@ CLIENT = (
     Mutant(
         "made-key-not-used",
         "codeq/client/producer.py",
-        '(key.strip().encode() if key else b"") or made_key',
-        'key.strip().encode() if key else b""',
+        '_random_keys() if make_keys else itertools.repeat(b"")',
+        'itertools.repeat(b"")',
         "test_client.py::test_T65_creates_without_a_key_get_one_and_are_sent_again_under_it",
     ),
     Mutant(
@@ -43,8 +43,8 @@ CLIENT = (
     Mutant(
         "unacknowledged-result-not-said-again",
         "codeq/client/worker.py",
-        "in self._unacked.items():",
-        "in dict[str, tuple[bytes, bytes | None, bytes]]().items():",
+        "self._results.tell_again()",
+        "pass",
         "test_client_worker.py::test_T65_results_without_acknowledgement_are_sent_again",
     ),
     Mutant(
