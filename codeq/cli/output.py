@@ -109,7 +109,14 @@ def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def _print(what: RenderableType) -> None:
-    console().print(what, soft_wrap=not sys.stdout.isatty())
+    out = console()
+    if sys.stdout.isatty():
+        out.print(what)
+        return
+    with out.capture() as captured:
+        out.print(what, soft_wrap=True)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def print_text(text: str) -> None:

@@ -150,11 +150,14 @@ def _camel(name: str) -> str:
 
 def _draw(call: Call, sample: Sample, file: Path) -> None:
     import io
+    import re
 
     recorder = console(record=True, width=100, color_system="truecolor", file=io.StringIO())
     recorder.print(_view(call, sample, ""))
+    drawn = recorder.export_svg(title="codeq top", unique_id="codeq-top")
     try:
-        recorder.save_svg(str(file), title="codeq top", unique_id="codeq-top")
+        # Without the fonts of somebody else's host: every system has a monospaced one.
+        file.write_text(re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
     except OSError as error:
         raise CodeqError("validation-error", f"{file}: {error.strerror}") from None
 
