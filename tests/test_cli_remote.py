@@ -303,6 +303,15 @@ def test_rates_are_differences_and_begin_anew_with_the_process() -> None:
     assert (rates["created"], rates["completed"], rates["dead"]) == (5, 0.5, 0)
     assert sample.mean_ms("commits") == 2.5 and sample.mean_ms("syncs") is None
     assert sample.per_second("commits") == 1
+    ended = [*queue.latency_counts]
+    ended[1] += 9
+    ended[-1] += 1
+    slower = replace(later, queues=[replace(queue, latency_counts=tuple(ended))])
+    late = top._sample(OVERVIEW, slower)
+    bounds = OVERVIEW.latency_bounds_seconds
+    assert late.latency_seconds(slower.queues[0], 0.5) == bounds[1]
+    assert late.latency_seconds(slower.queues[0], 0.99) is None
+    assert sample.latency_seconds(later.queues[0], 0.5) is None
     fresh = top._sample(later, replace(OVERVIEW, uptime_seconds=2))
     assert fresh.rates(queue)["created"] == queue.created / 2 and fresh.seconds == 2
 

@@ -32,16 +32,32 @@ class Sample(NamedTuple):
     def seconds(self) -> float:
         return self.after.uptime_seconds - self.before.uptime_seconds
 
+    def _was(self, queue: OverviewQueue) -> OverviewQueue | None:
+        """The same queue in the earlier overview."""
+        name = (queue.command, queue.tenant_id)
+        return next(
+            (one for one in self.before.queues if (one.command, one.tenant_id) == name), None
+        )
+
+    def latency_seconds(self, queue: OverviewQueue, share: float) -> float | None:
+        """From create to end: so much at most for this share of the tasks that ended in between,
+        as the bounds of the server have it. None when none ended, or it was more than the last."""
+        was = self._was(queue)
+        earlier = (was.latency_counts if was else ()) or (0,) * len(queue.latency_counts)
+        counts = [
+            max(0, now - then) for now, then in zip(queue.latency_counts, earlier, strict=True)
+        ]
+        left = share * sum(counts)
+        bounds = [*self.after.latency_bounds_seconds, None]
+        for bound, count in zip(bounds, counts, strict=False):
+            left -= count
+            if count and left <= 0:
+                return bound
+        return None
+
     def rates(self, queue: OverviewQueue) -> dict[str, float]:
         """Per second, by the name of the count."""
-        was = next(
-            (
-                one
-                for one in self.before.queues
-                if (one.command, one.tenant_id) == (queue.command, queue.tenant_id)
-            ),
-            None,
-        )
+        was = self._was(queue)
         return {
             name: self._rate(getattr(queue, name) - (getattr(was, name) if was else 0))
             for name in RATES
@@ -134,6 +150,8 @@ def _body(sample: Sample) -> dict[str, Any]:
                 "command": queue.command,
                 **({"tenantId": queue.tenant_id} if queue.tenant_id else {}),
                 **{_camel(name): rate for name, rate in sample.rates(queue).items()},
+                "latencyP50Seconds": sample.latency_seconds(queue, 0.5),
+                "latencyP99Seconds": sample.latency_seconds(queue, 0.99),
             }
             for queue in sample.after.queues
         ],
@@ -152,7 +170,7 @@ def _draw(call: Call, sample: Sample, file: Path) -> None:
     import io
     import re
 
-    recorder = console(record=True, width=100, color_system="truecolor", file=io.StringIO())
+    recorder = console(record=True, width=110, color_system="truecolor", file=io.StringIO())
     recorder.print(_view(call, sample, ""))
     drawn = recorder.export_svg(title="codeq top", unique_id="codeq-top")
     try:
@@ -195,7 +213,7 @@ def _queues(sample: Sample) -> RenderableType:
     from rich.text import Text
 
     head = ["queue", "ready", "delayed", "leased", "dead", "oldest s"]
-    head += ["in/s", "out/s", "failed/s", "lost/s"]
+    head += ["in/s", "out/s", "failed/s", "lost/s", "p50 s", "p99 s"]
     rows = []
     for queue in sorted(sample.after.queues, key=lambda one: (-one.ready, one.command)):
         rate = sample.rates(queue)
@@ -210,12 +228,17 @@ def _queues(sample: Sample) -> RenderableType:
                 *(name, queue.ready, queue.delayed, queue.in_progress, dead),
                 *(round(queue.oldest_ready_seconds, 1), rate["created"], rate["completed"]),
                 *(round(rate["failed"] + rate["dead"], 1), rate["expired_leases"]),
+                *(_bound(sample.latency_seconds(queue, share)) for share in (0.5, 0.99)),
             )
         )
     made = table(head, rows)
     for place in range(1, len(head)):
         made.columns[place].justify = "right"
     return made
+
+
+def _bound(seconds: float | None) -> str:
+    return "" if seconds is None else f"≤{seconds:g}"
 
 
 def _leases(now: Overview) -> RenderableType:
