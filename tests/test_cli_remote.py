@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
+import signal
 import stat
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from codeq.cli import profiles, top
 from codeq.cli.status import duration, size
 from codeq.model import DurationsBucket
 
-from .conftest import ABSENT_ID, ROOT, Server, claim, create
+from .conftest import ABSENT_ID, ROOT, START_SECONDS, Server, claim, create
 
 Codeq = Callable[..., tuple[int, str, str]]
 
@@ -272,6 +274,49 @@ def test_top_prints_one_sample(codeq: Codeq, producer: httpx.Client, command: st
     assert command in [row["command"] for row in sample["rates"]] and sample["seconds"] > 0
     code, out, _ = codeq("top", "--once", "--interval", "0.1")
     assert code == 0 and command in out and "in/s" in out and "\x1b" not in out
+
+
+def test_top_lives_through_a_restart_of_the_server(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start_server()
+    server.arguments += ["--http", server.http]
+    ours, theirs = os.openpty()
+    more = ("--base-url", f"http://{server.http}", "--producer-token", "dev-producer")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "codeq", "top", "--interval", "0.1", *more],
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "30"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+
+    def read_until(text: bytes) -> None:
+        seen = b""
+        while text not in seen:
+            assert select.select([ours], [], [], START_SECONDS)[0], seen[-500:]
+            seen += os.read(ours, 65_536)
+
+    try:
+        read_until(b"in/s")
+        server.kill()
+        read_until(b"no answer")
+        server.start()
+        while True:  # a whole picture without the line that says so
+            read_until(b"live tasks")
+            seen = b""
+            while b"lost/s" not in seen:
+                seen += os.read(ours, 65_536)
+            if b"no answer" not in seen:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(START_SECONDS) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 def test_top_draws_a_picture(codeq: Codeq, command: str, tmp_path: Path) -> None:

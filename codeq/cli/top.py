@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -90,12 +91,13 @@ async def top(
 ) -> None:
     """Shows depths, rates, leases, streams and commit times as they change; for admins.
 
-    --once and --json print one sample. A server that is away is waited for.
+    --once, --json and an output that is no terminal get one sample. A server that is away is
+    waited for.
     """
     import asyncio
 
     before = await call.client.overview(tenant=tenant)
-    if once or call.as_json or svg is not None:
+    if once or call.as_json or svg is not None or not sys.stdout.isatty():
         await asyncio.sleep(interval)
         sample = _sample(before, await call.client.overview(tenant=tenant))
         if call.as_json:
