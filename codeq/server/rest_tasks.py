@@ -147,6 +147,10 @@ def _batch_item(raw: bytes) -> CreateBody | None:
 
 def _add(creates: Creates, item: CreateBody, payload: bytes, trace: tuple[bytes, bytes]) -> None:
     """Appends an item as it was sent, or its refusal."""
+    if _is_plain(item):
+        command = (item.command or "").encode()
+        creates.add(command, payload, trace_parent=trace[0], trace_state=trace[1])
+        return
     row = _refusal_of(item)
     run_at_ms = None
     if row is None and item.run_at is not None:
@@ -167,6 +171,18 @@ def _add(creates: Creates, item: CreateBody, payload: bytes, trace: tuple[bytes,
         delay_seconds=item.delay_seconds or 0,
         trace_parent=trace[0],
         trace_state=trace[1],
+    )
+
+
+def _is_plain(item: CreateBody) -> bool:
+    """Whether a command and a payload are all that was sent, as most often."""
+    return (
+        item.priority is None
+        and item.webhook is None
+        and item.max_attempts is None
+        and item.idempotency_key is None
+        and item.run_at is None
+        and item.delay_seconds is None
     )
 
 
