@@ -149,10 +149,11 @@ def loads_table(runs: Sequence[Measured]) -> str:
 def pieces(args: argparse.Namespace, found: Found) -> dict[str, str]:
     """The text for each pair of marks."""
     where = surroundings(sync=True)
+    runs = f"{args.runs} run{'s' * (args.runs > 1)}"
     texts = {
-        "where": f"{where['machine']}; {where['versions']}; commit {where['commit']};\n"
-        f"{where['durability']}; {args.runs} runs, of `{'`, `'.join(LONG)}` {args.seconds:g} s "
-        f"each, of the\nothers {args.short_seconds:g} s; ended tasks go after {args.retention} s.",
+        "where": f"{where['machine']};\n{where['versions']};\ncommit {where['commit']}; "
+        f"{where['durability']};\n{runs}, of `{'`, `'.join(LONG)}` {args.seconds:g} s each, "
+        f"of the others {args.short_seconds:g} s;\nended tasks go after {args.retention} s.",
         "targets": targets.table(answers(found)),
     }
     if found.loads:

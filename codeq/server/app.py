@@ -53,6 +53,8 @@ STREAMS_STOP_SECONDS = 5
 STORE_STOP_SECONDS = 5
 GC_ALLOCATIONS = 50_000
 GC_GENERATIONS = 20
+#: A helper thread whose sync is over gets Python's lock from a busy loop after this time
+SWITCH_SECONDS = 0.0005
 
 #: How to find out whether the library under a listener can use a certificate
 TRIALS = {
@@ -432,6 +434,7 @@ async def _run(config: Config, warnings: list[str]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    sys.setswitchinterval(SWITCH_SECONDS)
     node = Node(config, _store_fault)
     ready = await node.start()
     _calm_garbage_collector()
