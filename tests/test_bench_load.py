@@ -145,6 +145,23 @@ def test_the_table_shows_medians_spread_and_faults(capsys: pytest.CaptureFixture
     assert "850 lives" in said and "700 to 900" in said and "stream-batch: 2 lost" in said
 
 
+def test_the_json_sums_up_the_runs() -> None:
+    runs = [measured(), measured(per_second=900.0), measured(per_second=700.0)]
+    [line] = report.summary(runs)
+    assert line["runs"] == 3
+    assert line["per_second"] == {"median": 850.0, "low": 700.0, "high": 900.0}
+    assert line["written_bytes_each"]["median"] == 1000.0
+
+
+def test_ended_tasks_go_after_the_keeping_time_that_was_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bench("--surface", "stream-batch-256", "--retention", "5") == 0
+    assert json.loads(capsys.readouterr().out)["keeping time"] == "5 s"
+    assert bench("--url", "http://127.0.0.1:1", "--retention", "5") != 0
+    assert "--retention is for servers of the bench's own" in capsys.readouterr().err
+
+
 def test_a_plot_has_bars_and_curves(tmp_path: Path) -> None:
     times = load.Times(1.0, 2.0, 3.0, 4.0)
     runs = [measured(), *(measured(offered_per_second=r, delivery=times) for r in (10.0, 20.0))]

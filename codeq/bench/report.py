@@ -157,9 +157,33 @@ def ratio(
     return f"{statistics.median(sides[0]) / statistics.median(sides[1]):.2f}"
 
 
+#: Figures of a run that are summed up over the runs
+SUMMED_UP = (
+    "per_second",
+    "server_cpu_seconds_per_100000",
+    "client_cpu_seconds_per_100000",
+    "written_bytes_each",
+)
+
+
+def summary(results: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Median, lowest and highest over the runs of each surface and offered rate."""
+    lines = []
+    for (surface, offered), runs in by_load(results).items():
+        line = {"surface": surface, "offered_per_second": offered, "runs": len(runs)}
+        for name in SUMMED_UP:
+            known = [value for run in runs if (value := getattr(run, name)) is not None]
+            if known:
+                spread = {"low": min(known), "high": max(known)}
+                line[name] = {"median": statistics.median(known), **spread}
+        lines.append(line)
+    return lines
+
+
 def write_json(results: Sequence[Measured], where: dict[str, str], to: str) -> None:
-    """Every run with all its figures into a file, ``-`` = standard output."""
-    text = msgspec.json.format(msgspec.json.encode({**where, "runs": results})).decode()
+    """Every run with all its figures, and their medians, into a file, ``-`` = standard output."""
+    content = {**where, "summary": summary(results), "runs": results}
+    text = msgspec.json.format(msgspec.json.encode(content)).decode()
     if to == "-":
         print(text)
     else:

@@ -48,6 +48,13 @@ CLIENT = (
         "test_client_worker.py::test_T65_results_without_acknowledgement_are_sent_again",
     ),
     Mutant(
+        "acknowledgement-out-of-order-not-found",
+        "codeq/engine/_client.pyx",
+        "return self.by_id.pop(str_of(task_id), -1)",
+        "return -1",
+        "test_client_results.py::test_T65_results_are_kept_until_they_are_acknowledged",
+    ),
+    Mutant(
         "refused-result-not-reported",
         "codeq/client/worker.py",
         "self._on_refused(task_id, refusal_of(text))",
