@@ -81,14 +81,16 @@ def test_every_field_and_kind_of_payload_arrives() -> None:
 
     async def scenario(fake: FakeStreams) -> None:
         producer, peer = await started(fake)
-        payloads = [{"a": [1, None]}, Order(7), Mail("x@y"), b"\xff\x00raw", bytearray(b"b"), None]
+        payloads = [{"a": [1, None]}, Order(7), Mail("x@y"), b"\xff\x00raw", bytearray(b"b"), None,
+                    memoryview(b"m")]  # fmt: skip
         calling = spawn(producer.produce_batch([("c", payload) for payload in payloads]))
         creates = creates_of(await peer.heard())
         assert [create.payload for create in creates] == [
             b'{"a":[1,null]}', b'{"number":7}', b'{"to":"x@y"}', b"\xff\x00raw", b"b", b"null",
+            b"m",
         ]  # fmt: skip
         await acknowledge(peer, creates)
-        assert await calling == [task_id(n) for n in range(1, 7)]
+        assert await calling == [task_id(n) for n in range(1, 8)]
         calling = spawn(producer.produce("größe", 1, priority=-7, webhook="https://h/x",
                                          max_attempts=3, idempotency_key=" k ", run_at=at,
                                          delay_seconds=9))  # fmt: skip

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from codeq import Fail, Nack, Task, Worker
+from codeq.client.signals import stopping
 
 from .fake_streams import FakeStreams, Peer, ended, play, spawn, task_id
 from .test_client_worker import result_acks, results_of, wire_task
@@ -310,6 +311,19 @@ def test_signals_finish_and_a_second_one_gives_back(times: int) -> None:
 
     play(scenario)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_third_signal_does_what_it_did_before() -> None:
+    told: list[bool] = []
+    before: list[int] = []
+    theirs = signal.signal(signal.SIGTERM, lambda number, frame: before.append(number))
+    try:
+        with stopping(told.append):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, theirs)
+    assert (told, before) == ([False, True], [signal.SIGTERM])
 
 
 def test_signals_are_for_the_main_thread() -> None:

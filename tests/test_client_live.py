@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import runpy
 import signal
 from collections import Counter
@@ -10,12 +11,22 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 import codeq
 from codeq import CodeqError, Fail, Nack, NewTask, Producer, Task, Worker
 
 from .conftest import ANY_PORT, ROOT, Server
+
+
+class Size(msgspec.Struct):
+    width: int
+
+
+@dataclasses.dataclass
+class Mail:
+    to: str
 
 
 def play(scenario: Coroutine[Any, Any, None]) -> None:
@@ -69,6 +80,38 @@ def test_a_life_from_produce_to_result(
             assert record["result"] == {"double": 2 * (place if place < 2501 else place - 2501)}
 
     play(scenario())
+
+
+def test_every_kind_of_payload_and_result_comes_through(
+    server: Server, producer: httpx.Client, command: str
+) -> None:
+    payloads = [{"a": [1, None]}, Size(3), Mail("ann"), b"\x00\xff", bytearray(b"b"),
+                memoryview(b"m"), None]  # fmt: skip
+    results = [Size(4), Mail("bob"), msgspec.Raw(b'{"raw": 1}'), [1.5, "x"], True, "", None]
+    seen: list[bytes] = []
+
+    async def scenario() -> None:
+        worker = a_worker(server, command)
+        answers = iter(results)
+
+        @worker.task(command)
+        async def handle(task: Task) -> Any:
+            seen.append(task.payload)
+            return next(answers)
+
+        running = asyncio.create_task(worker.run())
+        async with a_producer(server) as creating:
+            ids = await creating.produce_batch([(command, payload) for payload in payloads])
+        while worker.counts.acknowledged < len(payloads):
+            await asyncio.sleep(0)
+        worker.stop()
+        await running
+        kept = [producer.get(f"/tasks/{one}/result").json()["result"].get("result") for one in ids]
+        assert kept == [{"width": 4}, {"to": "bob"}, {"raw": 1}, [1.5, "x"], True, "", None]
+
+    play(scenario())
+    assert seen == [b'{"a":[1,null]}', b'{"width":3}', b'{"to":"ann"}', b"\x00\xff", b"b", b"m",
+                    b"null"]  # fmt: skip
 
 
 def test_failed_and_given_back(server: Server, producer: httpx.Client, command: str) -> None:
