@@ -109,7 +109,8 @@ class Clock:
     async def advance(self, seconds: float) -> None:
         """Moves the time on. Whatever comes due on the way is done at its time and in order: leases
         end, delays are over, retries of webhooks begin, ended tasks are removed. Returns when all
-        of that is decided and kept.
+        of that is decided and kept. The server looks around in each of its seconds, so a way of
+        days takes seconds of the test.
 
         Clients are not moved: a worker sends no heartbeats for a time that did not pass for it.
         """
