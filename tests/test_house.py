@@ -42,7 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "codeq.errors", "codeq.model", "codeq.config", "codeq.client", "codeq.bench",
     ),
     "codeq.demo": ("codeq.errors", "codeq.model", "codeq.client"),
-    "codeq.sync": ("codeq.errors", "codeq.model", "codeq.client"),
+    "codeq.sync": ("codeq.errors", "codeq.model", "codeq.client", "codeq.engine._client"),
     "codeq.testing": (
         "codeq.errors", "codeq.model", "codeq.config", "codeq.engine.clock", "codeq.server",
         "codeq.client",
