@@ -110,9 +110,9 @@ class Producer:
     were sent and not acknowledged are sent again under their idempotency key, so that each makes
     one task. A create without a key gets one of the producer's making. It costs the server an entry
     on disk and about three times the CPU for the whole life of a task, which then stays until the
-    window of its key is over (``idempotencyWindowSeconds``). With ``make_keys=False`` such creates have no key, and
-    fail with CodeqError ``unavailable`` when the stream breaks: nobody knows whether the task was
-    made.
+    window of its key is over (``idempotencyWindowSeconds``). With ``make_keys=False`` such creates
+    have no key, and fail with CodeqError ``unavailable`` when the stream breaks: nobody knows
+    whether the task was made.
     """
 
     def __init__(
