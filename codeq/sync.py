@@ -25,8 +25,8 @@ from codeq.client import worker as workers
 from codeq.client.background import Threads, background
 from codeq.client.handlers import Decorators, Handling
 from codeq.client.signals import stopping
+from codeq.client.task import Counts
 from codeq.client.worker import BatchHandler, Handler
-from codeq.engine._client import Counts
 from codeq.errors import CodeqError
 
 __all__ = ["Client", "Producer", "Worker"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from codeq.engine._client import Task
+from codeq.engine._client import Counts, Task
 
-__all__ = ["Fail", "Nack", "Task"]
+__all__ = ["Counts", "Fail", "Nack", "Task"]
 
 
 class Fail(Exception):
