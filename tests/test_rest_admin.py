@@ -435,7 +435,7 @@ def test_T36_operators_see_every_tenant_or_the_one_they_name(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
-def test_T32_T36_an_operator_reads_and_cancels_a_task_of_the_tenant_it_names(
+def test_T32_T36_operators_reach_a_task_of_the_tenant_they_name(
     tmp_path: Path,
 ) -> None:
     async def scenario() -> None:

@@ -347,6 +347,27 @@ EDGES = (
         "script-src 'unsafe-inline'",
         "test_openapi.py::test_the_server_serves_its_description_and_a_page",
     ),
+    Mutant(
+        "the-dashboard-puts-in-html",
+        "codeq/server/ui/elements.js",
+        "if (element.textContent !== text) element.textContent = text;",
+        "if (element.textContent !== text) element.innerHTML = text;",
+        "test_openapi.py::test_the_server_serves_its_description_and_a_page",
+    ),
+    Mutant(
+        "a-worker-may-be-an-operator",
+        "codeq/server/auth.py",
+        "worker = _with_tenant(principal).as_worker()",
+        "worker = _with_tenant(principal)",
+        "test_auth.py::test_T36_a_worker_is_no_operator",
+    ),
+    Mutant(
+        "operators-cancel-only-in-their-tenant",
+        "codeq/server/rest_tasks.py",
+        "        request.text(),\n        changed(request, principal),\n",
+        "        request.text(),\n        principal.tenant,\n",
+        "test_rest_admin.py::test_T32_T36_operators_reach_a_task_of_the_tenant_they_name",
+    ),
     # --- what REST says
     Mutant(
         "nack-with-0-means-backoff",
