@@ -22,6 +22,7 @@ from codeq.model import TopicPolicy
 from codeq.server.routes import OPEN, TABLE
 
 from .authority import Authority
+from .browser import OPERATOR, OTHER, guarded_server
 from .conftest import ABSENT_ID, Server
 from .test_tls import settings
 
@@ -256,6 +257,24 @@ def test_every_method_and_every_row_of_the_route_table(
     rows |= {f"GET /{row.path}" for row in OPEN if row.path not in PAGES}
     missed = {re.sub(r"\{\w+\}", "{}", row) for row in rows} - reached
     assert missed == set(), "give codeq/client/rest.py a method for it, and a scene here"
+
+
+def test_T36_an_operator_names_the_tenant_of_a_task(tmp_path: Path) -> None:
+    with guarded_server(tmp_path) as guarded:
+
+        async def body(other: Client) -> None:
+            task, gone = [await other.create("job", n) for n in range(2)]
+            async with Client(other.base_url, token=OPERATOR) as operator:
+                for reach in (operator.get, operator.result, operator.cancel):
+                    with refused("not-found"):
+                        await reach(task.id)
+                assert (await operator.get(task.id, tenant="globex")).id == task.id
+                assert await operator.result(task.id, tenant="globex") is None
+                await operator.cancel(gone.id, tenant="globex")
+                ended = await operator.wait_for_result(gone.id, tenant="globex")
+                assert ended.result.error == "CANCELLED"
+
+        run(guarded, body, producer_token=OTHER)
 
 
 # --- names, refusals, tokens ---------------------------------------------------------------------

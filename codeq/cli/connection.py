@@ -35,6 +35,10 @@ RETRY_SECONDS = 3.0
 Tenant = Annotated[
     str, typer.Option(metavar="NAME", help="for operators: whose queues; default: every tenant's")
 ]
+TaskTenant = Annotated[
+    str,
+    typer.Option("--tenant", metavar="NAME", help="for operators: whose; default: the own"),
+]
 Command = Annotated[str, typer.Argument(metavar="COMMAND", help="the name of the queue")]
 
 #: Options of each of them, by the name of the parameter

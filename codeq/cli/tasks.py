@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codeq.cli.connection import Call, Tenant, moment, remote
+from codeq.cli.connection import Call, TaskTenant, Tenant, moment, remote
 from codeq.cli.output import (
     EXIT_NOT_FOUND,
     complain,
@@ -79,9 +79,9 @@ def _payload(text: str) -> bytes:
 
 @app.command("get")
 @remote
-async def task_get(call: Call, task_id: TaskId) -> None:
+async def task_get(call: Call, task_id: TaskId, tenant: TaskTenant = "") -> None:
     """Shows a task as it is now."""
-    task = await call.client.get(task_id)
+    task = await call.client.get(task_id, tenant=tenant)
     call.show(task, lambda: _show(task))
 
 
@@ -93,10 +93,13 @@ async def task_result(
     wait_seconds: Annotated[
         float, typer.Option(min=0, help="for the end of the task, as long as you like")
     ] = 0,
+    tenant: TaskTenant = "",
 ) -> int:
     """Prints the result of a task; ends with 3 when it has not ended in time."""
     try:
-        ended = await call.client.wait_for_result(task_id, timeout_seconds=wait_seconds)
+        ended = await call.client.wait_for_result(
+            task_id, timeout_seconds=wait_seconds, tenant=tenant
+        )
     except TimeoutError:
         complain(f"task {task_id} has not ended")
         return EXIT_NOT_FOUND
@@ -121,9 +124,9 @@ def _show_result(record: ResultRecord) -> None:
 
 @app.command("cancel")
 @remote
-async def task_cancel(call: Call, task_id: TaskId) -> None:
+async def task_cancel(call: Call, task_id: TaskId, tenant: TaskTenant = "") -> None:
     """Ends a task that nobody has claimed: FAILED, error CANCELLED."""
-    task = await call.client.cancel(task_id)
+    task = await call.client.cancel(task_id, tenant=tenant)
     call.show(task, lambda: _show(task))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -113,7 +113,8 @@ class Client:
     connection breaks or the server answers 503 or 429 and says when to come again. Nothing else is
     sent twice: after a broken connection nobody knows whether it was done.
 
-    Admin calls of an operator take ``tenant``: "" means every tenant in reads, the own in changes.
+    Admin calls of an operator take ``tenant``: "" means every tenant in reads, the own in changes
+    and where a task is named by its id.
     """
 
     def __init__(
@@ -220,44 +221,61 @@ class Client:
         )
         return [item.task or CodeqError(item.code, item.message) for item in items]
 
-    async def get(self, task_id: str) -> Task:
-        """The task as it is now."""
-        return await self._http.call(Task, "GET /tasks/{}", task_id, bearer=self._any)
+    async def get(self, task_id: str, *, tenant: str = "") -> Task:
+        """The task as it is now. Operators name the ``tenant`` when it is not their own, here and
+        in the next three."""
+        query = {"tenant": tenant}
+        return await self._http.call(
+            Task, "GET /tasks/{}", task_id, bearer=self._by_id(tenant), query=query
+        )
 
-    async def cancel(self, task_id: str) -> Task:
+    async def cancel(self, task_id: str, *, tenant: str = "") -> Task:
         """Ends a task that nobody has claimed: FAILED, error CANCELLED."""
-        return await self._http.call(Task, "POST /tasks/{}/cancel", task_id, bearer=self._producer)
+        query = {"tenant": tenant}
+        return await self._http.call(
+            Task, "POST /tasks/{}/cancel", task_id, bearer=self._producer, query=query
+        )
 
-    async def result(self, task_id: str, *, wait_seconds: int = 0) -> TaskResult | None:
+    async def result(
+        self, task_id: str, *, wait_seconds: int = 0, tenant: str = ""
+    ) -> TaskResult | None:
         """Task and result, None when it has not ended within ``wait_seconds`` (0 to 60)."""
         try:
             return await self._http.call(
                 TaskResult,
                 "GET /tasks/{}/result",
                 task_id,
-                bearer=self._any,
-                query={"waitSeconds": str(wait_seconds)} if wait_seconds else None,
+                bearer=self._by_id(tenant),
+                query={"waitSeconds": str(wait_seconds) if wait_seconds else "", "tenant": tenant},
                 wait_seconds=wait_seconds,
             )
         except NotEnded:
             return None
 
     async def wait_for_result(
-        self, task_id: str, *, timeout_seconds: float | None = None
+        self, task_id: str, *, timeout_seconds: float | None = None, tenant: str = ""
     ) -> TaskResult:
         """Task and result as soon as it has ended. Raises TimeoutError when it has not by then."""
+
+        def ask() -> Awaitable[TaskResult | None]:
+            return self.result(task_id, wait_seconds=wait_seconds, tenant=tenant)
+
         wait_seconds = model.RESULT_WAIT_SECONDS_MAX
         if timeout_seconds is not None and timeout_seconds <= 0:
             wait_seconds = 0
         try:
             async with asyncio.timeout(timeout_seconds if wait_seconds else None):
-                while (found := await self.result(task_id, wait_seconds=wait_seconds)) is None:
+                while (found := await ask()) is None:
                     if not wait_seconds:
                         raise TimeoutError
                 return found
         except TimeoutError:
             text = f"task {task_id} has not ended within {timeout_seconds} s"
             raise TimeoutError(text) from None
+
+    def _by_id(self, tenant: str) -> Bearer:
+        """Any token reads a task of its tenant; an operator's is a producer's."""
+        return self._producer if tenant else self._any
 
     async def artifact(self, task_id: str, name: str) -> Artifact:
         """A file of a result, with its content."""
