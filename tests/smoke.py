@@ -1,4 +1,5 @@
-"""Does an installed codeq work? One task over HTTP, one over the streams, on a server of its own.
+"""Does an installed codeq work? One task over HTTP, one over the streams, one by the command line,
+on a server of its own; and its pages.
 
     python -I tests/smoke.py
 
@@ -60,6 +61,38 @@ async def over_streams(producer_address: str, worker_address: str) -> None:
     assert seen == ["Ada"] and worker.counts.finished == 1
 
 
+def by_command(address: str) -> None:
+    """``codeq task create``, ``worker start``, ``task result`` and ``top``."""
+    where = {
+        "CODEQ_BASE_URL": f"http://{address}",
+        "CODEQ_PRODUCER_TOKEN": "dev-producer",
+        "CODEQ_WORKER_TOKEN": "dev-worker",
+    }
+
+    def said(*words: str) -> str:
+        done = subprocess.run(
+            [COMMAND, *words],
+            env={**os.environ, **where},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=SECONDS,
+        )
+        return done.stdout.strip()
+
+    made = said("task", "create", "--event", "shout", "--payload", '"hi"')
+    said("worker", "start", "--events", "shout", "--max-tasks", "1", "--run", "tr a-z A-Z")
+    ended = json.loads(said("task", "result", made, "--json"))
+    assert ended["result"]["result"] == "HI", ended
+    assert "shout" in said("top", "--once")
+
+
+def pages(address: str) -> None:
+    for path in ("/ui", "/docs"):
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=SECONDS) as page:
+            assert b"<!doctype html>" in page.read(100).lower(), path
+
+
 def main() -> None:
     home = Path(codeq.__file__).resolve()
     assert home.is_relative_to(Path(sys.prefix).resolve()), f"{home} is not the installed codeq"
@@ -83,6 +116,8 @@ def main() -> None:
             assert ready[:1] == ["ready"], "the server did not start"
             addresses = dict(word.split("=", 1) for word in ready[1:])
             over_http(addresses["http"])
+            by_command(addresses["http"])
+            pages(addresses["http"])
             asyncio.run(over_streams(addresses["producer"], addresses["worker"]))
             server.send_signal(signal.SIGTERM)
             assert server.wait(SECONDS) == 0
