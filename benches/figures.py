@@ -1,6 +1,7 @@
-"""Measures everything that docs/performance.md claims, in one sitting, and writes it there.
+"""Measures everything that docs/performance.md claims, in one sitting, and writes it there; and the
+table of the README.
 
-    python -m benches.figures [--into docs/performance.md] [--parts loads rates ...]
+    python -m benches.figures [--into docs/performance.md] [--readme README.md] [--parts loads ...]
 
 Parts: ``loads`` (every surface as fast as it goes, and latency), ``rates`` (a fixed rate, half the
 ceiling among them), ``growth``, ``blocks`` of the loop, ``depth`` (ten million waiting tasks), and
@@ -29,7 +30,8 @@ from codeq.bench.report import by_load, figure, quantiles, surroundings
 from codeq.bench.run import Options, measure_all, planned
 from codeq.client.local import until_told
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 PARTS = ("loads", "rates", "growth", "blocks", "depth")
 #: These are measured for ``--seconds``, the others for ``--short-seconds``.
 LONG = ("stream-batch", "stream-batch-256", "stream")
@@ -40,6 +42,17 @@ LOADS_HEAD = (
     "| syncs/s | ack ms, p50 / p99 / p99.9 | delivery ms, p50 / p99 / p99.9 |\n"
     "|---|---|---|---|---|---|---|---|"
 )
+#: What a reader of the README is told of each surface
+IN_SHORT = {
+    "stream-batch": "streams, batches of 1,000",
+    "stream-batch-256": "streams, batches of 256",
+    "stream": "streams, single tasks, client merges",
+    "stream-wire": "streams, one task per message",
+    "rest-batch": "REST, batches of 100",
+    "rest": "REST, one by one",
+    "rest-create": "POST /tasks alone, 64 connections",
+    "rest-create-batch": "POST /tasks/batch of 100 alone",
+}
 
 
 class Found(msgspec.Struct):
@@ -146,9 +159,30 @@ def loads_table(runs: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def pieces(args: argparse.Namespace, found: Found) -> dict[str, str]:
-    """The text for each pair of marks."""
-    where = surroundings(sync=True)
+def short_table(runs: Sequence[Measured], where: dict[str, str]) -> str:
+    """The README's: a line for each surface, then where it was measured."""
+    lines = [
+        "| load (surface) | per second | server CPU-s per 100,000 | bytes written each |",
+        "|---|---|---|---|",
+    ]
+    groups = {surface: group for (surface, _), group in by_load(runs).items()}
+    for surface, told in IN_SHORT.items():
+        if group := groups.get(surface):
+            rate = figure(group, lambda run: run.per_second, 0)
+            cpu = figure(group, lambda run: run.server_cpu_seconds_per_100000, 2)
+            written = figure(group, lambda run: run.written_bytes_each, 0)
+            lines.append(f"| {told} (`{surface}`) | {rate} {group[0].unit} | {cpu} | {written} |")
+    if group := groups.get("latency"):
+        p50 = figure(group, lambda run: run.delivery.p50_ms, 1)
+        p99 = figure(group, lambda run: run.delivery.p99_ms, 1)
+        lines.append(f"| 200 tasks/s, create to delivery | p50 {p50} ms, p99 {p99} ms | | |")
+    return "\n".join(
+        [*lines, "", f"{where['machine']}; commit {where['commit']}; {where['durability']}."]
+    )
+
+
+def pieces(args: argparse.Namespace, found: Found, where: dict[str, str]) -> dict[str, str]:
+    """The text for each pair of marks of the page."""
     runs = f"{args.runs} run{'s' * (args.runs > 1)}"
     texts = {
         "where": f"{where['machine']};\n{where['versions']};\ncommit {where['commit']}; "
@@ -180,6 +214,7 @@ def filled(page: str, texts: dict[str, str]) -> str:
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--into", type=Path, default=PAGE, help="a page with the marks")
+    parser.add_argument("--readme", type=Path, default=README, help="another one")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runs", type=int, default=3, help="of each surface")
     parser.add_argument("--seconds", type=float, default=60.0, help=f"of {', '.join(LONG)}")
@@ -194,14 +229,17 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> int:
     args = arguments(words)
-    found = Found()
+    found, where = Found(), surroundings(sync=True)  # before the pages change
     work = {"loads": loads, "rates": rates, "growth": grown, "blocks": blocks, "depth": depth}
     for name in PARTS:
         if name in args.parts:
             print(f"figures: {name}", file=sys.stderr, flush=True)
             if told := work[name](args, found):
                 return told
-            args.into.write_text(filled(args.into.read_text(), pieces(args, found)))
+            args.into.write_text(filled(args.into.read_text(), pieces(args, found, where)))
+    if found.loads:
+        table = short_table(found.loads, where)
+        args.readme.write_text(filled(args.readme.read_text(), {"bench table": table}))
     if args.json is not None:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     print(targets.table(answers(found)))

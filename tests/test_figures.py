@@ -38,15 +38,20 @@ def test_every_axis_of_growth_is_measured(
 
 
 def test_figures_go_between_their_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page, to = a_page(tmp_path), tmp_path / "figures.json"
+    page, to, readme = a_page(tmp_path), tmp_path / "figures.json", tmp_path / "readme.md"
+    readme.write_text("a\n<!-- bench table: begin -->\n<!-- bench table: end -->\nz\n")
     tiny = ("--runs", "1", "--seconds", "0.3", "--short-seconds", "0.3", "--retention", "5")
     parts = ("--parts", "loads", "growth", "--axes", '{"batch":[5]}', "--point-seconds", "0.3")
-    assert figures.main([*tiny, *parts, "--into", str(page), "--json", str(to)]) == 0
+    assert figures.main([*tiny, *parts, "--into", str(page), "--json", str(to),
+                         "--readme", str(readme)]) == 0  # fmt: skip
     text = page.read_text()
     assert "| `stream-batch` | " in text and "| tasks a message | 5 |" in text
     assert "# rates\n<!-- rates: begin -->\nold\n" in text  # was left out
     assert "| restart with 10 million waiting tasks | ≤ 15 s | not measured | | |" in text
     assert "commit" in text and "after 5 s" in text
+    short = readme.read_text()
+    assert short.count("\n| ") == 1 + len(figures.SURFACES) and "commit" in short
+    assert "| 200 tasks/s, create to delivery | p50 " in short
     assert "| lives/s, streams, batch 1,000 | ≥ 400,000 |" in capsys.readouterr().out
     found = json.loads(to.read_text())
     assert len(found["loads"]) == 9 and len(found["growth"]) == 1
