@@ -399,7 +399,7 @@ class Show:
         """
         batch = await victim.batch()
         if not batch:
-            raise CodeqError("unavailable", f"worker 1 got no task: {last_line(self._log)}")
+            raise CodeqError("internal", f"worker 1 got no task: {last_line(self._log)}")
         # The others, and the one that takes the place of the dead.
         hiring = asyncio.gather(*(self._hire(number) for number in range(2, workers + 2)))
         possible = len(self._files) >= HELD_WANTED

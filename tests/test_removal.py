@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from codeq.engine.deliveries import Page
 from tests.engine_disk import NOW, Disk, claimed, finish, make
 from tests.node import Node
@@ -36,6 +38,25 @@ def test_T3_results_can_be_read_up_to_the_last_millisecond(tmp_path: Path) -> No
         assert node.get(task_id).payload == b"%d" % ids.index(task_id)
     node.advance(1)
     assert [node.get(task_id) for task_id in (ids[0], ids[-1])] == [None, None]
+    node.close()
+
+
+def test_what_was_removed_leaves_a_full_disk_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path / "data", retention_seconds=KEEP_MS // 1000, disk_reserve_bytes=1)
+    store = node.shard._store
+    for _ in range(20):
+        batch = node.create_batch([{"payload": b"x" * 8000}] * 100)
+        node.claim(count=100, bytes_max=1 << 20)
+        assert node.finish(*(batch.task_id(i) for i in range(100))) == bytes(100)
+    node.advance(KEEP_MS + 5_000)
+    assert node.shard.engine.tail > 0, "removed from the log"
+    held = store.unflushed_bytes()
+    assert held > 16_000_000, "and still on disk"
+    monkeypatch.setattr(store, "free_bytes", lambda: 0)
+    node.advance(2_000)
+    assert store.unflushed_bytes() < held / 10
     node.close()
 
 

@@ -22,8 +22,8 @@ from codeq.model import TopicPolicy
 from codeq.server.routes import OPEN, TABLE
 
 from .authority import Authority
-from .browser import OPERATOR, OTHER, guarded_server
 from .conftest import ABSENT_ID, Server
+from .guarded import OPERATOR, OTHER, guarded_server
 from .test_tls import settings
 
 #: Pages for people, which no method of Client asks for

@@ -172,7 +172,25 @@ def test_T8_an_end_is_one_write_alone_or_in_a_batch(
 
 def test_T44_records_keys_dead_letters_and_entries_all_go(node: Node) -> None:
     kept = node.create("kept", payload=b'"kept"')
-    for lap in range(12):
+    fill_the_log(node, 12)
+    tail = node.shard.engine.tail
+    assert node.stats() == (0, 0, 0, 0)
+    assert tail > 512, "the log was cut"
+    check_entries(node)
+    assert [view.payload for view in node.claim(("kept",))] == [b'"kept"']
+    assert node.finish(kept) == b"\0"
+    own = list(node.shard._store.scan(b"e", b"f"))
+    assert len(own) == 1, "it outlived its bucket"
+    fill_the_log(node, 12)
+    assert node.shard.engine.tail > int.from_bytes(own[0][1][:8], "big")
+    check_entries(node)
+    assert node.get(kept) is None
+
+
+def fill_the_log(node: Node, laps: int) -> None:
+    """Tasks with keys, webhooks and large payloads that end, one in 128 as a dead letter; and the
+    time after which all of it may go."""
+    for lap in range(laps):
         items = [
             {"payload": b"x" * 8_000, "key": f"{lap}-{number}", "webhook": "https://example.com/"}
             for number in range(127)
@@ -183,18 +201,17 @@ def test_T44_records_keys_dead_letters_and_entries_all_go(node: Node) -> None:
         assert node.nack(batch.task_id(127)) == (0, 0, True)
         node.advance(2_000)
     node.advance(40_000)
-    store = node.shard._store
-    tail = node.shard.engine.tail
-    assert node.stats() == (0, 0, 0, 0)
-    assert tail > 512, "the log was cut"
+
+
+def check_entries(node: Node) -> None:
+    """Nothing on disk rests on what is gone."""
+    store, tail = node.shard._store, node.shard.engine.tail
     assert all(int.from_bytes(key[1:], "big") >= tail for key, _ in store.scan(b"c", b"d"))
     assert list(store.scan(b"k", b"l")) == [], "keys whose window is over"
     for prefix in (b"d", b"e", b"w"):
         for key, value in store.scan(prefix, prefix + b"\xff" * 9):
             assert int.from_bytes(value[:8], "big") >= tail, key
     assert all(int.from_bytes(key[1:], "big") >= tail // 512 for key, _ in store.scan(b"s", b"t"))
-    assert [view.payload for view in node.claim(("kept",))] == [b'"kept"']
-    assert node.finish(kept) == b"\0"
 
 
 def test_T45_claims_for_unknown_commands_leave_nothing_behind(node: Node) -> None:

@@ -15,20 +15,9 @@ pytest.importorskip("playwright", reason="playwright is not installed (extra dev
 
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from .browser import (
-    ADMIN,
-    CHROMIUM,
-    OPERATOR,
-    OTHER,
-    PHONE,
-    PLAIN,
-    WAIT_MS,
-    WORKER,
-    Tab,
-    chromium,
-    guarded_server,
-)
+from .browser import CHROMIUM, PHONE, WAIT_MS, Tab, chromium
 from .conftest import PREFIX, Server, claim, create
+from .guarded import ADMIN, OPERATOR, OTHER, PLAIN, WORKER, guarded_server
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}: apt-get install chromium, or ci/ui"

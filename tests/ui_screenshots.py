@@ -18,8 +18,9 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import Browser
 
-from .browser import ADMIN, OPERATOR, PHONE, WORKER, Tab, chromium, guarded_server
+from .browser import PHONE, Tab, chromium
 from .conftest import ROOT, Server
+from .guarded import ADMIN, OPERATOR, WORKER, guarded_server
 
 DOCS = ROOT / "docs"
 STEP_MS = 250

@@ -115,7 +115,7 @@ MUTANTS = (
         "codeq/engine/shard.py",
         "            self._retention.reclaim()\n",
         "            pass\n",
-        "test_faults.py::test_the_reserve_of_a_full_disk_is_kept_and_service_resumes",
+        "test_removal.py::test_what_was_removed_leaves_a_full_disk_at_once",
     ),
     # --- removal
     Mutant(
