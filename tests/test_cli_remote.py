@@ -108,6 +108,23 @@ def test_every_option_of_a_create(
     assert (cleaned["deleted"], cleaned["limit"]) == (0, 5)
 
 
+def test_a_list_is_as_long_as_asked_for_where_tasks_are_rare(
+    codeq: Codeq, start_server: Callable[..., Server]
+) -> None:
+    """The server looks at 10,000 tasks a call."""
+    server = start_server()
+    producer = server.client("dev-producer")
+    first = create(producer, command="rare")["id"]
+    for _ in range(11):
+        many = [{"command": "usual", "payload": 1}] * 1000
+        assert producer.post("/tasks/batch", json=many).status_code == 200
+    second = create(producer, command="rare")["id"]
+    there = ("--base-url", f"http://{server.http}", "--event", "rare")
+    found = body(codeq, "task", "list", *there, "--limit", "2")
+    assert [task["id"] for task in found["tasks"]] == [first, second]
+    assert len(body(codeq, "task", "list", *there, "--limit", "1")["tasks"]) == 1
+
+
 def test_queues_and_dead_letters(
     codeq: Codeq, producer: httpx.Client, worker: httpx.Client, command: str
 ) -> None:

@@ -166,9 +166,20 @@ async def task_list(
     tenant: Tenant = "",
 ) -> None:
     """Lists tasks in the order in which they were made; for admins."""
-    page = await call.client.task_page(
-        status=status, command=event, limit=limit, cursor=cursor, tenant=tenant
-    )
+    from codeq.model import TaskPage
+
+    page = TaskPage([], cursor)
+    while True:  # the server looks at so many tasks a call, and may find few among them
+        more = await call.client.task_page(
+            status=status,
+            command=event,
+            limit=limit - len(page.tasks),
+            cursor=page.next_cursor,
+            tenant=tenant,
+        )
+        page = TaskPage(page.tasks + more.tasks, more.next_cursor)
+        if len(page.tasks) == limit or not page.next_cursor:
+            break
     call.show(page, lambda: show_page(page))
 
 
