@@ -20,9 +20,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     for part in (case.body, case.query):
         if isinstance(part, dict) and isinstance(part.get("waitSeconds"), int | float):
             part["waitSeconds"] = 0
-    for value in (case.query or {}).values():
-        if isinstance(value, list):
-            value.insert(0, "x")  # the first one counts, and an empty one counts as absent
+    for name, value in (case.query or {}).items():
+        if isinstance(value, list | dict):  # several times the same name
+            case.query[name] = ["x", *value]  # the first counts, and an empty one is as none
     if re.fullmatch(TOPIC_NAME_PATTERN, str(case.path_parameters.get("topicName", ""))):
         case.path_parameters["topicName"] = "a-topic"  # whose tiers bind no other queue
     if case.body == b"":  # drawn as bytes that are no JSON, but it counts as {}
