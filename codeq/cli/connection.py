@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -68,9 +68,12 @@ class Call(NamedTuple):
             people()
 
 
-def remote(command: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
+def remote(
+    command: Callable[..., Awaitable[int | None]], options_of: Mapping[str, Any] = SHARED
+) -> Callable[..., int]:
     """A command for Typer out of ``async def command(call, ...)``: it has the options of SHARED
-    too, and is run with a client of the server they lead to."""
+    too, and is run with a client of the server they lead to. ``options_of``: those of SHARED, some
+    of them in other words."""
     own = inspect.signature(command, eval_str=True)
     shared = [
         inspect.Parameter(
@@ -79,7 +82,7 @@ def remote(command: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
             default=False if name == "as_json" else None,
             annotation=kind,
         )
-        for name, kind in SHARED.items()
+        for name, kind in options_of.items()
     ]
 
     def outside(**options: Any) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from codeq.cli.output import refuse
-from codeq.cli.profiles import GIVEN
+from codeq.cli.profiles import GIVEN, AsJson
 
 app = typer.Typer(rich_markup_mode=None, help="Settings, without starting a server.")
 
@@ -60,12 +60,12 @@ def config_check(file: SettingsFile = None, dev: DevMode = False) -> int:
 @app.command("show")
 def config_show(
     file: SettingsFile = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR")] = None,
+    data: DataFolder = None,
     http: HostPort = None,
     producer_stream: HostPort = None,
     worker_stream: HostPort = None,
     dev: DevMode = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Every key with its value and where it comes from, for the same options as codeq serve.
 

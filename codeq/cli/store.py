@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from codeq.cli.connection import client_of
-from codeq.cli.output import print_json, print_text
-from codeq.cli.profiles import (
-    GIVEN,
-    AsJson,
-    BaseUrl,
-    CaFile,
-    CertFile,
-    KeyFile,
-    ProfileName,
-    Server,
-    resolve,
-)
+from codeq.cli.connection import SHARED, Call, remote
+from codeq.cli.output import print_text
+from codeq.cli.profiles import GIVEN, AsJson
 from codeq.cli.settings import ConfigFile, DataFolder
+
+OperatorToken = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        "--producer-token",
+        metavar="TOKEN",
+        help="CODEQ_PRODUCER_TOKEN; of a producer with the scope codeq:operator",
+    ),
+]
 
 
 def check(
@@ -30,7 +31,7 @@ def check(
     repair: Annotated[
         bool, typer.Option("--repair", help="keep what can be kept; accept and list what cannot")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Reads a whole data folder while no server uses it, and says whether it is sound.
 
@@ -44,41 +45,11 @@ def check(
     )
 
 
-async def _backup(server: Server, name: str, *, as_json: bool) -> int:
-    async with client_of(server) as client:
-        made = await client.backup(name)
-    if as_json:
-        print_json(made)
-    else:
-        print_text(f"{made.path} ({made.bytes:,} bytes)")
-    return 0
-
-
-def backup(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    base_url: BaseUrl = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            "--token",
-            "--producer-token",
-            metavar="TOKEN",
-            help="CODEQ_PRODUCER_TOKEN; of a producer with the scope codeq:operator",
-        ),
-    ] = None,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    profile: ProfileName = None,
-    as_json: AsJson = False,
-) -> int:
+@partial(remote, options_of={**SHARED, "producer_token": OperatorToken})
+async def backup(call: Call, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Has a running server copy its store to the folder NAME in its backupDir."""
-    import asyncio
-
-    given = GIVEN.get()
-    flags = Server(base_url, token, None, ca_file, cert_file, key_file)
-    server = resolve(flags, profile, given)
-    return asyncio.run(_backup(server, name, as_json=as_json or given.as_json))
+    made = await call.client.backup(name)
+    call.show(made, lambda: print_text(f"{made.path} ({made.bytes:,} bytes)"))
 
 
 def restore(
