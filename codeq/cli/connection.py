@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://localhost:8080"
 #: How long a command tries what may be repeated; who waits longer starts it again.
 RETRY_SECONDS = 3.0
+#: Refusals that another try may not meet
+PASSING = ("unavailable", "rate-limited", "internal")
 
 Tenant = Annotated[
     str, typer.Option(metavar="NAME", help="for operators: whose queues; default: every tenant's")

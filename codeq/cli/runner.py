@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from codeq.cli.connection import PASSING
 from codeq.client.rest import Client
 from codeq.errors import CodeqError
 from codeq.model import Task
@@ -27,8 +28,6 @@ KILL_SECONDS = 5.0
 PAUSE_FIRST_SECONDS, PAUSE_MAX_SECONDS = 0.25, 10.0
 #: Refusals that mean that the lease is somebody else's, or nobody's
 LOST = ("not-owner", "not-in-progress", "not-found")
-#: Refusals that another try may not meet
-PASSING = ("unavailable", "rate-limited", "internal")
 
 
 class Plan(NamedTuple):
@@ -201,6 +200,9 @@ class Runner:
                 run.kill()
         elif self._runs:
             self._warn(f"tasks in hand: {len(self._runs)}; a second signal gives them back")
+        self._claim_no_more()
+
+    def _claim_no_more(self) -> None:
         self._stopping.set()
         for claim in self._claims:
             claim.cancel()  # a task that is on its way just then comes back when its lease is over
@@ -216,9 +218,7 @@ class Runner:
             except CodeqError as error:
                 if error.slug not in PASSING:
                     self._fault = error
-                    self._stopping.set()
-                    for claim in self._claims:
-                        claim.cancel()
+                    self._claim_no_more()
                     return
                 self._warn(error.message)
                 await self._rest(max(pause_seconds, error.retry_after_seconds))
@@ -287,7 +287,7 @@ class Runner:
                 run.lose("no word from the server until the lease was over")
                 return
             except CodeqError as error:
-                if error.slug in LOST or error.slug not in PASSING:
+                if error.slug not in PASSING:
                     run.lose(error.message)
                     return
             else:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from codeq.cli.connection import Call, remote
 from codeq.cli.output import EXIT_UNREACHABLE, print_fields
 from codeq.errors import CodeqError
+
+if TYPE_CHECKING:
+    from codeq.model import Overview
 
 T = TypeVar("T")
 
@@ -66,11 +69,16 @@ def _lines(body: dict[str, Any]) -> list[tuple[str, object]]:
         ("dead letters", dead),
         ("paused", ", ".join(paused)),
         ("waiting claims", overview.waiting_claims),
-        ("streams", ", ".join(f"{n} {kind}" for kind, n in sorted(overview.streams.items()))),
+        ("streams", open_streams(overview)),
         ("webhooks", f"{overview.webhooks.pending:,} pending"),
         ("memory", size(overview.memory.resident_bytes)),
         ("disk free", size(overview.disk_free_bytes)),
     ]
+
+
+def open_streams(overview: Overview) -> str:
+    """How many of each kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(overview.streams.items()))
 
 
 def duration(seconds: float) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codeq.cli.connection import Call, Tenant, remote
+from codeq.cli.connection import PASSING, Call, Tenant, remote
 from codeq.cli.output import clean, console, print_json, table
-from codeq.cli.status import duration, size
+from codeq.cli.status import duration, open_streams, size
 from codeq.errors import CodeqError
 
 if TYPE_CHECKING:
@@ -23,22 +23,18 @@ RATES = ("created", "claimed", "completed", "failed", "dead", "expired_leases")
 WORKERS_SHOWN = 10
 
 
-class Sample(NamedTuple):
+class Sample:
     """Two overviews of the same process, so many seconds apart."""
 
-    before: Overview
-    after: Overview
-
-    @property
-    def seconds(self) -> float:
-        return self.after.uptime_seconds - self.before.uptime_seconds
+    def __init__(self, before: Overview, after: Overview) -> None:
+        self.before = before
+        self.after = after
+        self.seconds = after.uptime_seconds - before.uptime_seconds
+        self._earlier = {(queue.command, queue.tenant_id): queue for queue in before.queues}
 
     def _was(self, queue: OverviewQueue) -> OverviewQueue | None:
         """The same queue in the earlier overview."""
-        name = (queue.command, queue.tenant_id)
-        return next(
-            (one for one in self.before.queues if (one.command, one.tenant_id) == name), None
-        )
+        return self._earlier.get((queue.command, queue.tenant_id))
 
     def latency_seconds(self, queue: OverviewQueue, share: float) -> float | None:
         """From create to end: so much at most for this share of the tasks that ended in between,
@@ -136,7 +132,7 @@ async def _watch(call: Call, before: Overview, interval: float, tenant: str) -> 
                 after = await call.client.overview(tenant=tenant)
                 sample, away = _sample(sample.after, after), ""
             except CodeqError as error:
-                if error.slug not in ("unavailable", "rate-limited", "internal"):
+                if error.slug not in PASSING:
                     raise
                 away = error.message
             live.update(_view(call, sample, away), refresh=True)
@@ -192,11 +188,10 @@ def _head(call: Call, sample: Sample, away: str) -> RenderableType:
     from rich.text import Text
 
     now = sample.after
-    streams = ", ".join(f"{count} {kind}" for kind, count in sorted(now.streams.items()))
     commit, sync = sample.mean_ms("commits"), sample.mean_ms("syncs")
     lines = [
         f"up {duration(now.uptime_seconds)}   {now.live_tasks:,} live tasks   "
-        f"{now.waiting_claims:,} waiting claims   streams: {streams or 'none'}   "
+        f"{now.waiting_claims:,} waiting claims   streams: {open_streams(now) or 'none'}   "
         f"{now.webhooks.pending:,} webhooks pending",
         f"commits {sample.per_second('commits'):,.0f}/s"
         f" of {'-' if commit is None else commit} ms, sync {'-' if sync is None else sync} ms   "
