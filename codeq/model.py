@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
+#: Of every path of the REST interface
+PREFIX = "/v1/codeq"
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 #: The value of ``resultKey`` once a task has a result record.
 RESULT_KEY = "codeq:results"
@@ -692,6 +694,7 @@ _RFC3339 = re.compile(
     re.ASCII,
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 #: What ``rfc3339`` can write: the years 1 to 9999
 TIME_MIN_MS, TIME_MAX_MS = -62_135_596_800_000, 253_402_300_799_999
 
@@ -706,6 +709,11 @@ def rfc3339(time_ms: int) -> str:
     """RFC 3339 text in UTC, with milliseconds, of a time in ms since the epoch."""
     seconds, ms = divmod(time_ms, 1000)
     return f"{_seconds_text(seconds)}.{ms:03d}Z"
+
+
+def since_epoch_ms(time: datetime) -> int:
+    """Milliseconds since the epoch of a time with a zone, rounded up."""
+    return -((_EPOCH - time) // _MILLISECOND)
 
 
 def parse_rfc3339(text: str) -> int | None:

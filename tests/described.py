@@ -18,9 +18,10 @@ from referencing.jsonschema import DRAFT202012
 
 from codeq.config import load
 from codeq.errors import SLUGS
+from codeq.model import PREFIX
 from codeq.server import openapi
 from codeq.server.auth import SCOPE_ADMIN, SCOPE_OPERATOR, WORKER_SCOPES, AuthError, Principal
-from codeq.server.routes import PREFIX, TABLE, Route
+from codeq.server.routes import TABLE, Route
 
 from .conftest import ABSENT_ID, RestNode, Tokens, rest_node
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from codeq.errors import Refusal
+from codeq.model import PREFIX
 from codeq.server.openapi import method_of, text_of, token_of
-from codeq.server.routes import ACCESSES, OPEN, PREFIX, TABLE, Open, Route, refusals_of
+from codeq.server.routes import ACCESSES, OPEN, TABLE, Open, Route, refusals_of
 
 from .conftest import ROOT
 

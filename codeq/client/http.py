@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from codeq.errors import SLUGS, CodeqError
+from codeq.model import PREFIX
 
 if TYPE_CHECKING:
     from codeq.client.stream import Token
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PREFIX = "/v1/codeq"
 #: The server ends idle connections after 75 s; ours are gone before, so no call meets that end.
 IDLE_SECONDS = 30.0
 KEPT_CONNECTIONS_MAX = 100

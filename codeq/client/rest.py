@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -50,8 +50,6 @@ T = TypeVar("T")
 #: A server copies its whole store before it answers.
 BACKUP_SECONDS = 3600.0
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 _encode = msgspec.json.Encoder().encode
 _raw: msgspec.json.Decoder[Raw] = msgspec.json.Decoder(Raw)
 
@@ -172,15 +170,15 @@ class Client:
         topic's or the server's default. ``run_at``: not before this time (with a time zone; wins
         over ``delay_seconds``). ``trace_parent``, ``trace_state``: W3C trace context.
         """
-        body = model.CreateBody(
+        body = _create_body(
             command,
-            _json(payload),
-            priority or None,
-            webhook or None,
-            max_attempts or None,
-            idempotency_key or None,
-            None if run_at is None else _time(run_at),
-            delay_seconds or None,
+            payload,
+            priority,
+            webhook,
+            max_attempts,
+            idempotency_key,
+            run_at,
+            delay_seconds,
         )
         return await self._http.call(
             Task,
@@ -196,19 +194,7 @@ class Client:
     ) -> list[Task | CodeqError]:
         """Creates many tasks in one commit; returns, in the same order, each task or why it was
         refused. The server bounds their number (``limits.createBatch``, 1000)."""
-        bodies = [
-            model.CreateBody(
-                task.command,
-                _json(task.payload),
-                task.priority or None,
-                task.webhook or None,
-                task.max_attempts or None,
-                task.idempotency_key or None,
-                None if task.run_at is None else _time(task.run_at),
-                task.delay_seconds or None,
-            )
-            for task in tasks
-        ]
+        bodies = [_create_body(*msgspec.structs.astuple(task)) for task in tasks]
         if not bodies:
             return []
         items = await self._http.call(
@@ -648,11 +634,34 @@ def _json(value: Any) -> Raw:
         raise CodeqError("validation-error", f"this is no JSON value: {error}") from None
 
 
+def _create_body(
+    command: str,
+    payload: Any,
+    priority: int,
+    webhook: str,
+    max_attempts: int,
+    idempotency_key: str,
+    run_at: datetime | None,
+    delay_seconds: int,
+) -> model.CreateBody:
+    """The fields of NewTask, in its order, as they are sent."""
+    return model.CreateBody(
+        command,
+        _json(payload),
+        priority or None,
+        webhook or None,
+        max_attempts or None,
+        idempotency_key or None,
+        None if run_at is None else _time(run_at),
+        delay_seconds or None,
+    )
+
+
 def _time(time: datetime) -> str:
     """RFC 3339, rounded up to milliseconds."""
     if time.tzinfo is None:
         raise CodeqError("validation-error", "a time needs a time zone")
-    return model.rfc3339(-((_EPOCH - time) // _MILLISECOND))
+    return model.rfc3339(model.since_epoch_ms(time))
 
 
 def _trace(parent: str, state: str) -> dict[str, str]:

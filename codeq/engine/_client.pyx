@@ -3,13 +3,12 @@ acknowledgement, tasks from their message to the handler, results from there unt
 to the server.
 """
 
-from datetime import datetime, timedelta, timezone
-
 import msgspec
 
 from codeq import errors
 from codeq.engine import _wire
 from codeq.errors import CodeqError
+from codeq.model import since_epoch_ms
 
 cimport cython
 from libc.stdint cimport uint64_t
@@ -45,8 +44,6 @@ cdef enum:
 cdef object encode_json = msgspec.json.Encoder().encode
 cdef object decode_json = msgspec.json.Decoder().decode
 cdef object decode_json_as = msgspec.json.decode
-cdef object epoch = datetime.fromtimestamp(0, timezone.utc)
-cdef object millisecond = timedelta(milliseconds=1)
 
 
 # --- creates --------------------------------------------------------------------------------------
@@ -109,7 +106,7 @@ cdef class Item:
         if run_at is not None:
             if run_at.tzinfo is None:
                 raise ValueError("run_at needs a time zone")
-            self.create.run_at_ms = -((epoch - run_at) // millisecond)  # rounded up
+            self.create.run_at_ms = since_epoch_ms(run_at)
         return 0
 
 

@@ -18,7 +18,7 @@ from codeq import errors
 from codeq.config import Config
 from codeq.engine.shard import Shard
 from codeq.errors import CodeqError
-from codeq.model import Health
+from codeq.model import PREFIX, Health
 from codeq.server import logs, pages
 from codeq.server.auth import (
     KEY_WAITS_MAX,
@@ -55,7 +55,7 @@ from codeq.server.request import (
     limited_reply,
     promise,
 )
-from codeq.server.routes import ANY, PREFIX, TABLE, Admit, Route
+from codeq.server.routes import ANY, TABLE, Admit, Route
 from codeq.server.streams import InFlight
 
 if TYPE_CHECKING:

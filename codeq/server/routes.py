@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from codeq import errors as no
 from codeq import model
 from codeq.errors import Refusal
+from codeq.model import PREFIX
 from codeq.server import (
     auth,
     rest_admin,
@@ -26,7 +27,6 @@ from codeq.server import (
 from codeq.server.auth import Auth, Principal
 from codeq.server.request import Edge, Reply, Request
 
-PREFIX = "/v1/codeq"
 JSON = "application/json"
 
 Handler = Callable[[Edge, Request, Principal], Awaitable[Reply]]
