@@ -26,7 +26,7 @@ from benches import growth, scale, steady, targets
 from benches.scale_node import waiting_tasks
 from codeq.bench.load import Measured
 from codeq.bench.plan import SURFACES
-from codeq.bench.report import by_load, figure, quantiles, surroundings
+from codeq.bench.report import Spread, at_rate, by_load, cells, figure, surroundings
 from codeq.bench.run import Options, measure_all, planned
 from codeq.client.local import until_told
 
@@ -42,6 +42,11 @@ LOADS_HEAD = (
     "| syncs/s | ack ms, p50 / p99 / p99.9 | delivery ms, p50 / p99 / p99.9 |\n"
     "|---|---|---|---|---|---|---|---|"
 )
+#: Figures of ``depth`` that answer a goal
+DEPTH = {
+    "memory per further waiting task": targets.MEMORY,
+    "restart: start of the process to ready": targets.RESTART,
+}
 #: What a reader of the README is told of each surface
 IN_SHORT = {
     "stream-batch": "streams, batches of 1,000",
@@ -118,7 +123,7 @@ def depth(args: argparse.Namespace, found: Found) -> int:
     return 0
 
 
-def answers(found: Found) -> dict[str, targets.Reached]:
+def answers(found: Found) -> dict[str, Spread]:
     """What was found, by goal."""
     reached = targets.of_loads(found.loads)
     if found.loads and found.rates:
@@ -127,11 +132,9 @@ def answers(found: Found) -> dict[str, targets.Reached]:
             reached[targets.HALF] = targets.once(half.acknowledgement.p99_ms)
     if found.blocks_p999_ms is not None:
         reached[targets.BLOCKS] = targets.once(found.blocks_p999_ms)
-    for what, value in found.depth.items():
-        if what.startswith("memory per") and "waiting task" in what:
-            reached[targets.MEMORY] = targets.once(value)
-        elif what == "restart: start of the process to ready":
-            reached[targets.RESTART] = targets.once(value)
+    for what, goal in DEPTH.items():
+        if what in found.depth:
+            reached[goal] = targets.once(found.depth[what])
     deep, short = (
         found.depth.get(f"claims from {queue}") for queue in ("the deep queue", "a short queue")
     )
@@ -144,18 +147,7 @@ def loads_table(runs: Sequence[Measured]) -> str:
     """A line for each surface and rate: medians over the runs."""
     lines = [LOADS_HEAD]
     for (surface, offered), group in by_load(runs).items():
-        each = [run.per_second for run in group]
-        name = f"`{surface}`" + (f" at {offered:,.0f}/s" if offered else "")
-        spread = f"{min(each):,.0f} to {max(each):,.0f}" if len(each) > 1 else ""
-        lines.append(
-            f"| {name} | {statistics.median(each):,.0f} {group[0].unit} | {spread} "
-            f"| {figure(group, lambda run: run.server_cpu_seconds_per_100000, 2)}"
-            f" / {figure(group, lambda run: run.client_cpu_seconds_per_100000, 2)} "
-            f"| {figure(group, lambda run: run.written_bytes_each, 0)} "
-            f"| {figure(group, lambda run: run.syncs_per_second, 0)} "
-            f"| {quantiles(group, lambda run: run.acknowledgement)} "
-            f"| {quantiles(group, lambda run: run.delivery)} |"
-        )
+        lines.append(f"| {' | '.join((f'`{surface}`{at_rate(offered)}', *cells(group)))} |")
     return "\n".join(lines)
 
 

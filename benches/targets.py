@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from codeq.bench.load import Measured
+from codeq.bench.report import Spread, spread
 
 
 class Goal(NamedTuple):
@@ -16,14 +16,6 @@ class Goal(NamedTuple):
     value: float
     unit: str
     least: bool
-
-
-class Reached(NamedTuple):
-    """Median, lowest and highest of the runs."""
-
-    median: float
-    low: float
-    high: float
 
 
 GOALS = (
@@ -62,26 +54,21 @@ LOADS: dict[str, tuple[str, Pick]] = {
 HALF, MEMORY, RESTART, CLAIMS, BLOCKS = (goal.name for goal in GOALS[10:])
 
 
-def reached_by(runs: Sequence[Measured], pick: Pick) -> Reached | None:
-    values = [value for run in runs if (value := pick(run)) is not None]
-    return Reached(statistics.median(values), min(values), max(values)) if values else None
-
-
-def of_loads(runs: Sequence[Measured]) -> dict[str, Reached]:
+def of_loads(runs: Sequence[Measured]) -> dict[str, Spread]:
     """What the runs as fast as it goes, and those of ``latency``, answer."""
     found = {}
     for goal, (surface, pick) in LOADS.items():
-        reached = reached_by([run for run in runs if run.surface == surface], pick)
+        reached = spread([run for run in runs if run.surface == surface], pick)
         if reached is not None:
             found[goal] = reached
     return found
 
 
-def once(value: float) -> Reached:
-    return Reached(value, value, value)
+def once(value: float) -> Spread:
+    return Spread(value, value, value)
 
 
-def table(found: dict[str, Reached]) -> str:
+def table(found: dict[str, Spread]) -> str:
     """Every goal, whether it was looked at or not, as a table of Markdown."""
     lines = ["| | goal | reached | spread | |", "|---|---|---|---|---|"]
     for name, value, unit, least in GOALS:
@@ -91,11 +78,11 @@ def table(found: dict[str, Reached]) -> str:
             lines.append(f"| {name} | {goal} | not measured | | |")
             continue
         met = reached.median >= value if least else reached.median <= value
-        spread = ""
+        between = ""
         if reached.low != reached.high:
-            spread = f"{shown(reached.low)} to {shown(reached.high)}"
+            between = f"{shown(reached.low)} to {shown(reached.high)}"
         answer = "yes" if met else f"no, {reached.median / value:.0%} of it"
-        lines.append(f"| {name} | {goal} | {shown(reached.median)} | {spread} | {answer} |")
+        lines.append(f"| {name} | {goal} | {shown(reached.median)} | {between} | {answer} |")
     return "\n".join(lines)
 
 

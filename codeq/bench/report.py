@@ -9,8 +9,9 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from rich.console import Console
@@ -86,29 +87,52 @@ def print_table(results: Sequence[Measured], where: dict[str, str]) -> None:
         justify: Literal["left", "right"] = "left" if name == "surface" else "right"
         table.add_column(name, justify=justify, no_wrap=True)
     for (surface, offered), runs in by_load(results).items():
-        rates = [run.per_second for run in runs]
-        table.add_row(
-            surface + (f" at {offered:,.0f}/s" if offered else ""),
-            f"{statistics.median(rates):,.0f} {runs[0].unit}",
-            f"{min(rates):,.0f} to {max(rates):,.0f}" if len(runs) > 1 else "",
-            figure(runs, lambda run: run.server_cpu_seconds_per_100000, 2)
-            + " / "
-            + figure(runs, lambda run: run.client_cpu_seconds_per_100000, 2),
-            figure(runs, lambda run: run.written_bytes_each, 0),
-            figure(runs, lambda run: run.syncs_per_second, 0),
-            quantiles(runs, lambda run: run.acknowledgement),
-            quantiles(runs, lambda run: run.delivery),
-        )
+        table.add_row(surface + at_rate(offered), *cells(runs))
     console.print(table)
     for result in results:
         for fault in (*result.faults, *([f"{result.refused} refused"] if result.refused else ())):
             console.print(f"{result.surface}: {fault}", style="red", highlight=False)
 
 
+def at_rate(offered_per_second: float) -> str:
+    """What is said of a load behind its surface."""
+    return f" at {offered_per_second:,.0f}/s" if offered_per_second else ""
+
+
+def cells(runs: Sequence[Measured]) -> tuple[str, ...]:
+    """The columns of COLUMNS behind the surface, of the runs of one load."""
+    rates = [run.per_second for run in runs]
+    return (
+        f"{statistics.median(rates):,.0f} {runs[0].unit}",
+        f"{min(rates):,.0f} to {max(rates):,.0f}" if len(runs) > 1 else "",
+        figure(runs, lambda run: run.server_cpu_seconds_per_100000, 2)
+        + " / "
+        + figure(runs, lambda run: run.client_cpu_seconds_per_100000, 2),
+        figure(runs, lambda run: run.written_bytes_each, 0),
+        figure(runs, lambda run: run.syncs_per_second, 0),
+        quantiles(runs, lambda run: run.acknowledgement),
+        quantiles(runs, lambda run: run.delivery),
+    )
+
+
+class Spread(NamedTuple):
+    """Of several runs."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(runs: Sequence[Measured], pick: Callable[[Measured], float | None]) -> Spread | None:
+    """One figure of the runs, None when it is unknown."""
+    known = [value for value in map(pick, runs) if value is not None]
+    return Spread(statistics.median(known), min(known), max(known)) if known else None
+
+
 def figure(runs: Sequence[Measured], pick: Callable[[Measured], float | None], digits: int) -> str:
     """The median of one figure, empty when it is unknown."""
-    known = [value for value in map(pick, runs) if value is not None]
-    return f"{statistics.median(known):,.{digits}f}" if known else ""
+    known = spread(runs, pick)
+    return f"{known.median:,.{digits}f}" if known else ""
 
 
 def quantiles(runs: Sequence[Measured], pick: Callable[[Measured], Times]) -> str:
@@ -172,10 +196,8 @@ def summary(results: Sequence[Measured]) -> list[dict[str, Any]]:
     for (surface, offered), runs in by_load(results).items():
         line = {"surface": surface, "offered_per_second": offered, "runs": len(runs)}
         for name in SUMMED_UP:
-            known = [value for run in runs if (value := getattr(run, name)) is not None]
-            if known:
-                spread = {"low": min(known), "high": max(known)}
-                line[name] = {"median": statistics.median(known), **spread}
+            if known := spread(runs, attrgetter(name)):
+                line[name] = known._asdict()
         lines.append(line)
     return lines
 

@@ -86,12 +86,11 @@ class Worker(Handlers):
     or with a handler for each command (``@worker.task("resize")``, see ``task``) and ``run()``.
 
     ``commands``: served in this order; empty = those that have a decorated handler or, if none has,
-    every queue the token allows. ``concurrency``: how
-    many handlers run at a time. ``batch``: how many tasks each of them gets per message, handled
-    one after the other. ``lease_seconds``: a task is another worker's after this time without a
-    heartbeat. ``on_refused(task_id, error)`` hears of results the server did not accept.
-    ``merge=False`` sends every result as its own message. ``credentials``: a Tls, when the server
-    speaks it.
+    every queue the token allows. ``concurrency``: how many handlers run at a time. ``batch``: how
+    many tasks each of them gets per message, handled one after the other. ``lease_seconds``: a task
+    is another worker's after this time without a heartbeat. ``on_refused(task_id, error)`` hears of
+    results the server did not accept. ``merge=False`` sends every result as its own message.
+    ``credentials``: a Tls, when the server speaks it.
 
     A handler may be plain or async, or return an awaitable. What it returns is the result (any
     JSON value, msgspec Struct or dataclass; msgspec.Raw for JSON text). Fail ends the task FAILED,

@@ -211,25 +211,19 @@ class Auth:
         says so is asked for as a producer's, too."""
         if self._producers is None and self._workers is None:
             raise refused(errors.PRODUCERS_OFF)
-        unavailable: AuthError | None = None
-        worker: Principal | None = None
-        for provider in (self._workers, self._producers):
-            try:
-                principal = _identify(provider, token)
-            except AuthError as error:
-                unavailable = error
-                continue
-            if principal is None:
-                continue
-            if provider is self._producers:
-                return _with_tenant(principal)
-            if principal.has_event_types and not principal.is_operator:
-                return _with_tenant(principal)
-            if principal.has_event_types:
-                worker = _with_tenant(principal).as_worker()
+        worker, no_word = _asked(self._workers, token)
+        if worker is not None and worker.has_event_types:
+            worker = _with_tenant(worker)
+            if not worker.is_operator:
+                return worker
+        else:
+            worker = None
+        producer, no_later_word = _asked(self._producers, token)
+        if producer is not None:
+            return _with_tenant(producer)
         if worker is not None:
-            return worker
-        raise unavailable or refused(errors.TOKEN_INVALID)
+            return worker.as_worker()
+        raise no_later_word or no_word or refused(errors.TOKEN_INVALID)
 
     def admin(self, token: str) -> Principal:
         """A producer who may administer the own tenant (operators: every tenant)."""
@@ -276,6 +270,14 @@ def _identify(provider: Provider | None, token: str) -> Principal | None:
         if error.slug != "unauthenticated":
             raise
         return None
+
+
+def _asked(provider: Provider | None, token: str) -> tuple[Principal | None, AuthError | None]:
+    """As ``_identify``; the error of a provider that could not say is the second value."""
+    try:
+        return _identify(provider, token), None
+    except AuthError as error:
+        return None, error
 
 
 def _with_tenant(principal: Principal) -> Principal:

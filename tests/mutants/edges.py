@@ -357,8 +357,8 @@ EDGES = (
     Mutant(
         "a-worker-may-be-an-operator",
         "codeq/server/auth.py",
-        "worker = _with_tenant(principal).as_worker()",
-        "worker = _with_tenant(principal)",
+        "return worker.as_worker()",
+        "return worker",
         "test_auth.py::test_T36_a_worker_is_no_operator",
     ),
     Mutant(

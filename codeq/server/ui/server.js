@@ -3,6 +3,7 @@
 import { Table, Tile, make, say, tiles } from "./elements.js";
 import { bounded, bytes, count, moment, seconds } from "./figures.js";
 import { percentile } from "./history.js";
+import { taskLink } from "./task.js";
 
 function keyOf(row) {
   return `${row.tenantId || ""}/${row.workerId}`;
@@ -69,7 +70,7 @@ export class ServerView {
     this.webhooks = new Table("Webhooks given up", [
       { name: "At", text: (row) => moment(row.at), value: (row) => row.at },
       { name: "Task", text: (row) => row.taskId,
-        href: (row) => `#task?${new URLSearchParams({ id: row.taskId, tenant: row.tenantId })}` },
+        href: (row) => taskLink({ id: row.taskId, tenantId: row.tenantId }) },
       { name: "Queue", text: (row) => row.command }, { name: "Host", text: (row) => row.host },
       { name: "Tries", number: true, text: (row) => count(row.tries), value: (row) => row.tries },
       { name: "Error", text: (row) => row.error },
