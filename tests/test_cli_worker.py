@@ -3,6 +3,7 @@ command, lost leases, signals."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -14,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+
+from codeq.cli import runner
+from codeq.model import Task
 
 from .conftest import INHERITED, ROOT, START_SECONDS, Server, create
 
@@ -221,6 +226,30 @@ def test_a_signal_lets_the_task_in_hand_end_and_a_second_one_gives_it_back(
     assert mine.end()[0] == 130
     task = producer.get(f"/tasks/{later}").json()
     assert (task["status"], task["attempts"]) == ("PENDING", 0)
+
+
+def test_what_a_command_started_is_killed_though_the_command_has_ended(
+    producer: httpx.Client, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that does not hear SIGTERM holds the output open: killed, or it would be for ever."""
+    monkeypatch.setattr(runner, "KILL_SECONDS", 0.5)
+    up = tmp_path / "up"
+    os.mkfifo(up)
+    child = f"trap '' TERM; echo up > {up}; exec sleep 600"
+    task = msgspec.convert(create(producer, command), Task)
+    argv = ("/bin/sh", "-c", f"trap 'exit 7' TERM; ({child}) & wait")
+
+    async def scenario() -> None:
+        run = runner.Run(task, until=0)
+        output = asyncio.create_task(run.output(argv))
+        assert await asyncio.to_thread(up.read_text) == "up\n"
+        run.kill()
+        async with asyncio.timeout(START_SECONDS):
+            code, out, _ = await output
+        assert code in (7, -signal.SIGKILL)  # the latter if the shell was slow to end
+        assert out == b""
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,13 @@ class Run:
         self.until = until
         self.lost = ""
         self.given_back = False
-        self._process: asyncio.subprocess.Process | None = None
         self._last_words = ""
+        self._group = 0  # of processes, while anyone of it may still write
 
     async def output(self, argv: tuple[str, ...]) -> tuple[int, bytes, str]:
         """Exit code, standard output and last line on standard error of the command. It has ended
         when all that write to its output have."""
-        process = self._process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -76,16 +76,19 @@ class Run:
             start_new_session=True,
             env={**os.environ, **_environment(self.task)},
         )
+        self._group = process.pid
         if self.given_back or self.lost:
             self.kill()
         try:
             _, out, _ = await asyncio.gather(
                 self._feed(process), self._collect(process), self._listen(process)
             )
-            return await process.wait(), out, self._last_words
+            code = await process.wait()
+            self._group = 0
+            return code, out, self._last_words
         finally:
-            if process.returncode is None:
-                _signal(process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
+            self._group = 0
 
     async def _feed(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -118,24 +121,19 @@ class Run:
         self._last_words = self._last_words or (lines[-1].strip() if lines else "")
 
     def kill(self) -> None:
-        """Has the command and all that it started end, soon in any case."""
-        if self._process is not None:
-            pid = self._process.pid
-            _signal(pid, signal.SIGTERM)
-            asyncio.get_running_loop().call_later(KILL_SECONDS, self._kill_hard, pid)
+        """Has the command and all that it started end, soon in any case: also a child that lives
+        on when the command itself has ended."""
+        self._signal(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(KILL_SECONDS, self._signal, signal.SIGKILL)
 
-    def _kill_hard(self, pid: int) -> None:
-        if self._process is not None and self._process.returncode is None:
-            _signal(pid, signal.SIGKILL)
+    def _signal(self, number: int) -> None:
+        if self._group:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._group, number)
 
     def lose(self, why: str) -> None:
         self.lost = why
         self.kill()
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
 
 
 def _environment(task: Task) -> dict[str, str]:
