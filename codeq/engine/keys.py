@@ -66,8 +66,9 @@ class Keys:
         runs on the loop thread: it must see what was decided before, and a bloom filter answers
         most of it.
         """
+        owner = tenant.encode()
         keyed = [
-            (index, hash_of(tenant.encode(), key), _hash(request))
+            (index, hash_of(owner, key), _hash(request))
             for index, key, request in creates.keyed()
             if begin <= index < end
         ]
@@ -99,12 +100,13 @@ class Keys:
         """The entries to write for the items of ``fresh`` that became tasks."""
         puts = []
         now_ms = max(now_ms, self._floor_ms)
+        generation = generation_of(now_ms, self._window_ms)
         codes = creates.codes
         for index, hashed, request in fresh:
             if codes[index] == errors.OK:
                 task_id = creates.id_bytes(index)
                 known = self._open[hashed] = Known(task_id, request, now_ms)
-                puts.append((key_of(hashed, now_ms, self._window_ms), entry_of(known)))
+                puts.append((generation + hashed, entry_of(known)))
         return puts
 
     def written(self) -> None:
@@ -117,15 +119,16 @@ class Keys:
         return PREFIX, PREFIX + generation.to_bytes(4, "big")
 
     def _known(self, hashes: list[bytes], now_ms: int) -> list[Known | None]:
-        ask = []
         window_ms = self._window_ms
-        for hashed in hashes:
-            ask += [key_of(hashed, at_ms, window_ms) for at_ms in (now_ms, now_ms - window_ms)]
-        values = self._store.get(ask)
+        now, before = (generation_of(at_ms, window_ms) for at_ms in (now_ms, now_ms - window_ms))
+        ask = [now + hashed for hashed in hashes] + [before + hashed for hashed in hashes]
         found = [self._open.get(hashed) for hashed in hashes]
-        for i, (key, value) in enumerate(zip(ask, values, strict=True)):
+        for i, value in enumerate(self._store.get(ask)):
             if value is not None:
-                found[i // 2] = found[i // 2] or read_entry(key, value)
+                n = i % len(hashes)
+                found[n] = found[n] or read_entry(ask[i], value)
+        if not any(found):
+            return found
         return self._with_task([self._binding(known, now_ms) for known in found])
 
     def _with_task(self, found: list[Known | None]) -> list[Known | None]:
@@ -180,7 +183,12 @@ def refile(store: Store, window_ms: int) -> None:
 
 def key_of(hashed: bytes, at_ms: int, window_ms: int) -> bytes:
     """The key of an entry of this time."""
-    return PREFIX + max(0, at_ms // window_ms).to_bytes(4, "big") + hashed
+    return generation_of(at_ms, window_ms) + hashed
+
+
+def generation_of(at_ms: int, window_ms: int) -> bytes:
+    """What the keys of all entries of this time begin with."""
+    return PREFIX + max(0, at_ms // window_ms).to_bytes(4, "big")
 
 
 def hash_of(tenant: bytes, key: bytes) -> bytes:

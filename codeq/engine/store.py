@@ -37,6 +37,8 @@ log = logging.getLogger("codeq.store")
 WRITE_BUFFER_BYTES = 32 << 20
 WRITE_BUFFERS = 4
 RECYCLED_LOGS = 4
+#: of a write buffer; about ten bits for each of the entries of idempotency keys that it can hold
+BUFFER_FILTER_RATIO = 0.02
 BLOCK_CACHE_BYTES = 128 << 20
 MAX_WAL_BYTES = 256 << 20
 #: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
@@ -77,6 +79,13 @@ def _options(cache: Cache) -> Options:
     return options
 
 
+def _filter_buffers(options: Options) -> None:
+    """A bloom filter of the entries in each write buffer: most keys that are looked up are not
+    there, as the idempotency key of each new task."""
+    options.set_memtable_prefix_bloom_ratio(BUFFER_FILTER_RATIO)
+    options.set_memtable_whole_key_filtering(True)
+
+
 class Store:
     """One RocksDB folder, opened by one process. Keys and values are bytes.
 
@@ -93,6 +102,7 @@ class Store:
             _check_log(path)
             cache = Cache(BLOCK_CACHE_BYTES)
             options = _options(cache)
+            _filter_buffers(options)
             options.create_missing_column_families(True)
             # Any: the types of rocksdict do not know that in raw mode all is bytes
             self._db: Any = Rdict(

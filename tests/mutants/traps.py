@@ -214,8 +214,8 @@ TRAPS = (
     Mutant(
         "only-the-newest-generation-of-keys-asked",
         "codeq/engine/keys.py",
-        "for at_ms in (now_ms, now_ms - window_ms)]",
-        "for at_ms in (now_ms, now_ms)]",
+        "for at_ms in (now_ms, now_ms - window_ms))",
+        "for at_ms in (now_ms, now_ms))",
         "test_shard.py::test_T31_keys_survive_restart_and_end_with_their_window",
     ),
     Mutant(
