@@ -97,8 +97,9 @@ def seen(request: Request, principal: Principal) -> str | None:
     return request.parameter(b"tenant") or None
 
 
-def changed(request: Request, principal: Principal) -> str:
-    """The tenant whose things are changed, or whose task is meant: always one."""
+def one_tenant(request: Request, principal: Principal) -> str:
+    """The tenant whose things are read or changed, where it must be one: an operator may name
+    another than the own."""
     return seen(request, principal) or principal.tenant
 
 
@@ -171,7 +172,7 @@ async def pause(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /admin/queues/{command}/pause"""
     command = await _queue_of_change(edge, request, principal)
     answer: asyncio.Future[None] = edge.loop.create_future()
-    edge.shard.queues.pause(changed(request, principal), command, partial(settle, answer, None))
+    edge.shard.queues.pause(one_tenant(request, principal), command, partial(settle, answer, None))
     await answer
     return Reply(200, encode(QueuePause(command, True)))
 
@@ -180,7 +181,7 @@ async def resume(edge: Edge, request: Request, principal: Principal) -> Reply:
     """POST /admin/queues/{command}/resume"""
     command = await _queue_of_change(edge, request, principal)
     answer: asyncio.Future[None] = edge.loop.create_future()
-    edge.shard.queues.resume(changed(request, principal), command, partial(settle, answer, None))
+    edge.shard.queues.resume(one_tenant(request, principal), command, partial(settle, answer, None))
     await answer
     return Reply(200, encode(QueuePause(command, False)))
 
@@ -202,7 +203,7 @@ async def purge_waiting(edge: Edge, request: Request, principal: Principal) -> R
     edge.require_ready()
     answer, done = promise(edge.loop)
     edge.shard.queues.purge_waiting(
-        changed(request, principal),
+        one_tenant(request, principal),
         command,
         ready=state != "delayed",
         delayed=state != "ready",
@@ -259,7 +260,7 @@ async def _dead_letters(
         raise refuse(LIMIT_INVALID)
     edge.require_ready()
     answer, done = promise(edge.loop)
-    change(changed(request, principal), command, body.ids, limit, done)
+    change(one_tenant(request, principal), command, body.ids, limit, done)
     count: int = await answer
     return count
 
@@ -314,5 +315,5 @@ async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
     edge.require_ready()
     edge.limits.admit(CLEANUP, principal)
     answer, done = promise(edge.loop)
-    edge.shard.cleanup.run(changed(request, principal), before_ms, limit, done)
+    edge.shard.cleanup.run(one_tenant(request, principal), before_ms, limit, done)
     return Reply(200, encode(Cleaned(await answer, rfc3339(before_ms), limit)))

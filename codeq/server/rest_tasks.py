@@ -60,7 +60,7 @@ from codeq.server.request import (
     refuse,
     settle,
 )
-from codeq.server.rest_admin import changed
+from codeq.server.rest_admin import one_tenant
 from codeq.server.views import item_refusal, record_of, task_of
 
 TRACE_BYTES_MAX = 512
@@ -235,7 +235,7 @@ async def get_task(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /tasks/{id}"""
     edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
-    edge.shard.get(request.text(), changed(request, principal), done)
+    edge.shard.get(request.text(), one_tenant(request, principal), done)
     view: TaskView | None = await answer
     return _TASK_ABSENT if view is None else Reply(200, encode(task_of(view)))
 
@@ -245,7 +245,7 @@ async def get_result(edge: Edge, request: Request, principal: Principal) -> Repl
     edge.require_room(principal.tenant)
     answer, done = promise(edge.loop)
     wait_ms = wait_seconds(request.parameter(b"waitSeconds")) * 1000
-    wait = edge.shard.result(request.text(), changed(request, principal), wait_ms, done)
+    wait = edge.shard.result(request.text(), one_tenant(request, principal), wait_ms, done)
     view: TaskView | None
     if wait is None:
         view = await answer
@@ -298,7 +298,7 @@ async def cancel(edge: Edge, request: Request, principal: Principal) -> Reply:
     answer: asyncio.Future[tuple[int, TaskView | None]] = edge.loop.create_future()
     edge.shard.cancel(
         request.text(),
-        changed(request, principal),
+        one_tenant(request, principal),
         lambda code, view: settle(answer, (code, view)),
     )
     code, view = await answer

@@ -41,7 +41,7 @@ from codeq.server.request import (
     refuse,
     settle,
 )
-from codeq.server.rest_admin import changed
+from codeq.server.rest_admin import one_tenant
 
 BODY_BYTES_MAX = 1 << 20
 _NAME = re.compile("[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -59,7 +59,7 @@ async def put(edge: Edge, request: Request, principal: Principal) -> Reply:
     name = _named(request)
     policy = _policy(body, name)
     _require_ready(edge)
-    tenant = changed(request, principal)
+    tenant = one_tenant(request, principal)
     answer: asyncio.Future[tuple[Topic, bool]] = edge.loop.create_future()
     edge.shard.policies.put(tenant, name, policy, lambda topic, new: settle(answer, (topic, new)))
     topic, new = await answer
@@ -70,7 +70,7 @@ async def get(edge: Edge, request: Request, principal: Principal) -> Reply:
     """GET /admin/topics/{topicName}"""
     name = _named(request)
     _require_ready(edge)
-    tenant = changed(request, principal)
+    tenant = one_tenant(request, principal)
     answer, done = promise(edge.loop)
     edge.shard.policies.get(tenant, name, done)
     topic: Topic | None = await answer
@@ -87,7 +87,7 @@ async def delete(edge: Edge, request: Request, principal: Principal) -> Reply:
     name = _named(request)
     _require_ready(edge)
     answer: asyncio.Future[None] = edge.loop.create_future()
-    edge.shard.policies.delete(changed(request, principal), name, lambda: settle(answer, None))
+    edge.shard.policies.delete(one_tenant(request, principal), name, lambda: settle(answer, None))
     await answer
     return NO_CONTENT
 

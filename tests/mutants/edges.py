@@ -364,7 +364,7 @@ EDGES = (
     Mutant(
         "operators-cancel-only-in-their-tenant",
         "codeq/server/rest_tasks.py",
-        "        request.text(),\n        changed(request, principal),\n",
+        "        request.text(),\n        one_tenant(request, principal),\n",
         "        request.text(),\n        principal.tenant,\n",
         "test_rest_admin.py::test_T32_T36_operators_reach_a_task_of_the_tenant_they_name",
     ),
