@@ -29,6 +29,8 @@ SLOW_MACHINE = "codeq.watchdog"  # logs that the loop was held up
 TMPFS_BYTES = 512 << 20
 RESERVE_BYTES = 200 << 20
 FILL_BYTES = 150 << 20
+#: RocksDB takes and gives back room by itself: what REST was told may not hold for the stream
+ROOM_ROUNDS = 20
 SPENT_BYTES_MAX = 64 << 20  # of the reserve, by tables of what was taken before
 
 
@@ -228,13 +230,22 @@ def test_the_reserve_of_a_full_disk_is_kept_and_service_resumes(small_disk: Path
     assert made > 100
     assert refusal["code"] == "unavailable", refusal
     assert producer.retry_after, "503 without Retry-After"
-    assert stream_create(server) == (False, "unavailable")
+    for _ in range(ROOM_ROUNDS):
+        taken, error = stream_create(server)
+        if not taken:
+            break
+        made += 1 + create_until(producer, 503, payload, small_disk)[0]
+    assert (taken, error) == (False, "unavailable")
     extend_and_give_back(worker)
     ended = work_off(worker)
     assert len(ended) == made, "claims and results go on"
     gone(worker, ended)
-    create_until(producer, 201, "removal made room", small_disk)
-    assert stream_create(server)[0]
+    for _ in range(ROOM_ROUNDS):
+        create_until(producer, 201, "removal made room", small_disk)
+        if stream_create(server)[0]:
+            break
+    else:
+        raise AssertionError("the stream is refused though there is room")
     take(fill, free_bytes(small_disk) + FILL_BYTES - RESERVE_BYTES // 2)
     create_until(producer, 503, payload, Path("/"))
     fill.unlink()
