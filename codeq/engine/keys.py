@@ -115,8 +115,8 @@ class Keys:
 
     def expired(self, now_ms: int) -> tuple[bytes, bytes]:
         """The range of generations in which no key binds any more."""
-        generation = max(0, max(now_ms, self._floor_ms) // self._window_ms - 1)
-        return PREFIX, PREFIX + generation.to_bytes(4, "big")
+        oldest_ms = max(now_ms, self._floor_ms) - self._window_ms
+        return PREFIX, generation_of(oldest_ms, self._window_ms)
 
     def _known(self, hashes: list[bytes], now_ms: int) -> list[Known | None]:
         window_ms = self._window_ms

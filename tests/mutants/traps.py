@@ -221,8 +221,8 @@ TRAPS = (
     Mutant(
         "keys-removed-a-generation-early",
         "codeq/engine/keys.py",
-        "// self._window_ms - 1)",
-        "// self._window_ms)",
+        "oldest_ms = max(now_ms, self._floor_ms) - self._window_ms",
+        "oldest_ms = max(now_ms, self._floor_ms)",
         "test_shard.py::test_T31_keys_survive_restart_and_end_with_their_window",
     ),
     Mutant(
