@@ -83,11 +83,11 @@ class Run:
             _, out, _ = await asyncio.gather(
                 self._feed(process), self._collect(process), self._listen(process)
             )
-            code = await process.wait()
-            self._group = 0
-            return code, out, self._last_words
-        finally:
+            return await process.wait(), out, self._last_words
+        except BaseException:
             self._signal(signal.SIGKILL)
+            raise
+        finally:
             self._group = 0
 
     async def _feed(self, process: asyncio.subprocess.Process) -> None:
