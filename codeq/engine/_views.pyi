@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import final
 
+from codeq.model import Task
+
 __pyx_capi__: dict[str, object]  # what other extensions cimport
 
 class CorruptRecord(ValueError):
@@ -51,6 +53,12 @@ class TaskView:
     def fill(self, chunks: Mapping[int, bytes]) -> None:
         """Reads body and, if ended, the ended record from the chunks; raises CorruptRecord, and
         KeyError when id or tenant (unless that is empty) is another."""
+    def task(self, status: str, place: str) -> Task:
+        """The task as REST shows it, with these words for its state. Payload bytes that are no
+        UTF-8 show as U+FFFD."""
+
+def lack_chunks(views: list[TaskView | None]) -> bool:
+    """Whether one of them needs ``fill``."""
 
 def directory_entries(key: bytes, value: bytes) -> list[tuple[int, int, int]]:
     """(number, created chunk, ended chunk) of the tasks that an entry under `d` or `e` has; raises

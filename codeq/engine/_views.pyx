@@ -17,6 +17,8 @@ from codeq.engine._engine cimport (
 )
 from codeq.engine._wire cimport cq_bytes
 
+from codeq.model import RESULT_KEY as _RESULT_KEY, Task, rfc3339
+
 
 class CorruptRecord(ValueError):
     """Bytes read from the store are not what was written; the text says which chunk or key."""
@@ -49,6 +51,7 @@ cdef int find_record(object chunks, uint64_t seq, uint64_t number, bint ended, c
 # --- views ----------------------------------------------------------------------------------------
 
 @cython.final
+@cython.no_gc  # the two attributes whose type Cython cannot see through are numbers
 cdef class TaskView:
     def __cinit__(self):
         self.id = self.command = self.webhook = self.tenant = ""
@@ -111,6 +114,38 @@ cdef class TaskView:
             self.read_ended(&record)
             self.record_chunk = None
 
+    def task(self, str status not None, str place not None):
+        cdef bint leased = self.state == CQ_LEASED
+        cdef object created = rfc3339(self.created_ms)
+        return Task(
+            self.id,
+            self.command,
+            to_text(bytes_of(self.payload)),
+            self.priority,
+            status,
+            place,
+            self.attempts,
+            self.max_attempts,
+            self.tenant,
+            created,
+            created if self.updated_ms == self.created_ms else rfc3339(self.updated_ms),
+            self.webhook,
+            self.trace_parent,
+            self.trace_state,
+            self.worker if leased else "",
+            rfc3339(self.due_ms) if leased else "",
+            self.error,
+            _RESULT_KEY if self.has_record else "",
+        )
+
+
+def lack_chunks(list views not None):
+    cdef TaskView view
+    for view in views:
+        if view is not None and (view.body_chunk is not None or view.record_chunk is not None):
+            return True
+    return False
+
 
 cdef TaskView new_view(const uint8_t *task_id):
     cdef TaskView view = TaskView.__new__(TaskView)
@@ -123,10 +158,6 @@ cdef TaskView view_of(const cq_slot *slot):
     """The task as its slot has it, without the body."""
     cdef TaskView view = new_view(slot.id)
     view.tenant = to_text(slot.queue.tenant.name)
-    view.command = to_text(slot.queue.command)
-    view.priority = slot.priority
-    view.max_attempts = slot.max_attempts
-    view.created_ms = slot.created_ms
     view.state = slot.state
     view.attempts = slot.attempts
     view.updated_ms = slot.updated_ms

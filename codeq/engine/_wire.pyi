@@ -87,6 +87,8 @@ class Creates:
     def task_id(self, index: int) -> str:
         """Canonical text of the id, once the engine has accepted the item."""
     def id_bytes(self, index: int) -> bytes: ...
+    def accepted_ids(self) -> list[bytes | None]:
+        """The ids (16 bytes) of all items, None for a refused one."""
     def replayed(self, index: int) -> bool: ...
 
 @final

@@ -242,6 +242,9 @@ cdef class Creates(_Batch):
     def id_bytes(self, Py_ssize_t index):
         return PyBytes_FromStringAndSize(<const char *>self.origin(index).id, CQ_ID_BYTES)
 
+    def accepted_ids(self):
+        return [None if code else self.id_bytes(i) for i, code in enumerate(self.codes)]
+
     def replayed(self, Py_ssize_t index):
         cdef const cq_create *item = self.at(index)
         return item.same_as >= 0 or item.replayed != 0

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar, cast
 
 from codeq.engine._engine import Engine
-from codeq.engine._views import CorruptRecord, TaskView
+from codeq.engine._views import CorruptRecord, TaskView, lack_chunks
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.store import CHUNK_PREFIX, Store
 
@@ -122,8 +122,8 @@ class Reader:
         done: Callable[[Views], None],
         look: int,
     ) -> None:
-        if not any(map(_lacks_chunks, views)):  # the usual case: memory has it all
-            done([_filled(view, {}, now_ms) for view in views])
+        if not lack_chunks(views):  # the usual case: memory has it all, so none has ended
+            done(views)
             return
         needed = [set[int]() if view is None else chunks_of(view) for view in views]
 
@@ -145,10 +145,6 @@ class Reader:
                 self._views(ids, tenant, now_ms, partial(_merge, filled, moved, done), look + 1)
 
         self.chunks(set[int]().union(*needed), got)
-
-
-def _lacks_chunks(view: TaskView | None) -> bool:
-    return view is not None and (view.body_chunk is not None or view.record_chunk is not None)
 
 
 def chunks_of(view: TaskView) -> set[int]:

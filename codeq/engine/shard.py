@@ -290,8 +290,9 @@ class Shard:
         self.engine.create(creates, tenant.encode(), now_ms, begin, end)
         # Between two looks at the disk: what is written now to the log, and later to its table.
         self._free_bytes -= 2 * (self.engine.pending_bytes - before)
-        for key, value in self._keys.note(creates, fresh, now_ms):
-            self.journal.put(key, value)
+        if fresh:
+            for key, value in self._keys.note(creates, fresh, now_ms):
+                self.journal.put(key, value)
         if end == len(creates):
             done()
         else:
@@ -305,11 +306,8 @@ class Shard:
         views: bool,
     ) -> None:
         if views:
-            ids = [
-                creates.id_bytes(i) if code == errors.OK else None
-                for i, code in enumerate(creates.codes)
-            ]
-            self._reader.views(ids, tenant.encode(), self.clock.now_ms(), done)
+            now_ms = self.clock.now_ms()
+            self._reader.views(creates.accepted_ids(), tenant.encode(), now_ms, done)
         else:
             self.journal.after(lambda: done(None))
 

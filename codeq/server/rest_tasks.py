@@ -4,6 +4,7 @@ cancel the tasks of another tenant by naming it."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 
 import msgspec
@@ -38,7 +39,6 @@ from codeq.model import (
     RaftStatus,
     RawCreateBatchBody,
     ResultAbsentBody,
-    Task,
     TaskResult,
     parse_rfc3339,
 )
@@ -89,15 +89,14 @@ async def create(edge: Edge, request: Request, principal: Principal) -> Reply:
     edge.require_creates(principal.tenant)
     edge.limits.admit(CREATE_TASK, principal)
     item = decode(_create, await request.body(edge, spare=False))
-    payload = bytes(item.payload)
-    if payload in (b"", b"null"):
+    if bytes(item.payload) in (b"", b"null"):
         raise Refused(INVALID_BODY)
     creates = Creates()
-    _add(creates, item, payload, _trace(request))
-    [made] = await _make(edge, creates, principal)
-    if isinstance(made, Refusal):
-        return refusal_reply(made)
-    return Reply(edge.config.compat.create_status, encode(made))
+    _add(creates, [item], _trace(request))
+    [view] = await _make(edge, creates, principal)
+    if view is None:
+        return refusal_reply(_refusal(edge, creates.codes[0]))
+    return Reply(edge.config.compat.create_status, encode(task_of(view)))
 
 
 async def create_batch(edge: Edge, request: Request, principal: Principal) -> Reply:
@@ -114,16 +113,11 @@ async def create_batch(edge: Edge, request: Request, principal: Principal) -> Re
         raise refuse(BATCH_TOO_LARGE, largest)
     edge.limits.admit(CREATE_TASK, principal, len(items))
     creates = Creates()
-    trace = _trace(request)
-    for item in items:
-        if item is None:
-            creates.add_refused(BODY_INVALID.number or 0)
-        else:
-            payload = bytes(item.payload)
-            _add(creates, item, payload or b"null", trace)
+    _add(creates, items, _trace(request))
+    views = await _make(edge, creates, principal)
     results: list[CreatedItem | ItemRefusal] = [
-        item_refusal(made) if isinstance(made, Refusal) else CreatedItem(made)
-        for made in await _make(edge, creates, principal)
+        item_refusal(_refusal(edge, number)) if view is None else CreatedItem(task_of(view))
+        for number, view in zip(creates.codes, views, strict=True)
     ]
     return Reply(200, encode(results if bare else CreatedItems(results)))
 
@@ -145,12 +139,28 @@ def _batch_item(raw: bytes) -> CreateBody | None:
         return None
 
 
-def _add(creates: Creates, item: CreateBody, payload: bytes, trace: tuple[bytes, bytes]) -> None:
-    """Appends an item as it was sent, or its refusal."""
-    if _is_plain(item):
-        command = (item.command or "").encode()
-        creates.add(command, payload, trace_parent=trace[0], trace_state=trace[1])
-        return
+def _add(creates: Creates, items: Iterable[CreateBody | None], trace: tuple[bytes, bytes]) -> None:
+    """Appends the items as they were sent, or their refusals; None is no create."""
+    parent, state = trace
+    for item in items:
+        if item is None:
+            creates.add_refused(BODY_INVALID.number or 0)
+        elif (
+            item.priority is None
+            and item.webhook is None
+            and item.max_attempts is None
+            and item.idempotency_key is None
+            and item.run_at is None
+            and item.delay_seconds is None
+        ):  # most often
+            command, payload = (item.command or "").encode(), bytes(item.payload) or b"null"
+            creates.add(command, payload, trace_parent=parent, trace_state=state)
+        else:
+            _add_full(creates, item, trace)
+
+
+def _add_full(creates: Creates, item: CreateBody, trace: tuple[bytes, bytes]) -> None:
+    """Appends one item, which may have every field, or its refusal."""
     row = _refusal_of(item)
     run_at_ms = None
     if row is None and item.run_at is not None:
@@ -162,7 +172,7 @@ def _add(creates: Creates, item: CreateBody, payload: bytes, trace: tuple[bytes,
         return
     creates.add(
         (item.command or "").encode(),
-        payload,
+        bytes(item.payload) or b"null",
         priority=item.priority or 0,
         webhook=(item.webhook or "").encode(),
         max_attempts=max(item.max_attempts or 0, INT32_MIN),
@@ -171,18 +181,6 @@ def _add(creates: Creates, item: CreateBody, payload: bytes, trace: tuple[bytes,
         delay_seconds=item.delay_seconds or 0,
         trace_parent=trace[0],
         trace_state=trace[1],
-    )
-
-
-def _is_plain(item: CreateBody) -> bool:
-    """Whether a command and a payload are all that was sent, as most often."""
-    return (
-        item.priority is None
-        and item.webhook is None
-        and item.max_attempts is None
-        and item.idempotency_key is None
-        and item.run_at is None
-        and item.delay_seconds is None
     )
 
 
@@ -199,32 +197,30 @@ def _refusal_of(item: CreateBody) -> Refusal | None:
 
 def _trace(request: Request) -> tuple[bytes, bytes]:
     """The trace headers, as kept on the task."""
-    parent = request.headers.get(b"traceparent", b"")
-    state = request.headers.get(b"tracestate", b"")
-    return _kept(parent), _kept(state)
+    headers = request.headers
+    return _kept(headers.get(b"traceparent")), _kept(headers.get(b"tracestate"))
 
 
-def _kept(header: bytes) -> bytes:
-    return header if len(header) <= TRACE_BYTES_MAX and header.isascii() else b""
+def _kept(header: bytes | None) -> bytes:
+    if header is None or len(header) > TRACE_BYTES_MAX or not header.isascii():
+        return b""
+    return header
 
 
-async def _make(edge: Edge, creates: Creates, principal: Principal) -> list[Task | Refusal]:
-    """What became of each item, once it is durable."""
-    await edge.group_room()
+async def _make(edge: Edge, creates: Creates, principal: Principal) -> list[TaskView | None]:
+    """The task of each item, once it is durable; None for a refused one."""
+    if edge.shard.group_full:
+        await edge.group_room()
     answer, done = promise(edge.loop)
     edge.shard.create(creates, principal.tenant, done, views=True)
     views: list[TaskView | None] = await answer
-    return [
-        # An accepted item without a task repeats one that was removed this very moment.
-        (task_of(view) if view is not None else UNAVAILABLE)
-        if number == OK
-        else _because(edge, BY_NUMBER[number])
-        for number, view in zip(creates.codes, views, strict=True)
-    ]
+    return views
 
 
-def _because(edge: Edge, row: Refusal) -> Refusal:
-    """The refusal with the reason the shard had, if it is one of overload."""
+def _refusal(edge: Edge, number: int) -> Refusal:
+    """Why an item became no task; one of overload has the reason the shard had."""
+    # An accepted item without a task repeats one that was removed this very moment.
+    row = UNAVAILABLE if number == OK else BY_NUMBER[number]
     return row if row is not UNAVAILABLE else row._replace(message=edge.shard.refused_because)
 
 

@@ -6,7 +6,7 @@ from msgspec import UNSET, Raw
 
 from codeq.engine.shard import TaskView
 from codeq.errors import Refusal
-from codeq.model import RESULT_KEY, ItemRefusal, ResultRecord, Task, rfc3339
+from codeq.model import ItemRefusal, ResultRecord, Task, rfc3339
 from codeq.server import artifacts
 
 # The engine's state numbers
@@ -23,29 +23,8 @@ PLACES = {
 
 
 def task_of(view: TaskView) -> Task:
-    """The task as REST shows it. Payload bytes that are no UTF-8 show as U+FFFD."""
-    status, place = PLACES[view.state]
-    leased = view.state == LEASED
-    return Task(
-        view.id,
-        view.command,
-        view.payload.decode("utf-8", "replace"),
-        view.priority,
-        status,
-        place,
-        view.attempts,
-        view.max_attempts,
-        view.tenant,
-        rfc3339(view.created_ms),
-        rfc3339(view.updated_ms),
-        view.webhook,
-        view.trace_parent,
-        view.trace_state,
-        view.worker if leased else "",
-        rfc3339(view.due_ms) if leased else "",
-        view.error,
-        RESULT_KEY if view.has_record else "",
-    )
+    """The task as REST shows it."""
+    return view.task(*PLACES[view.state])
 
 
 def record_of(view: TaskView) -> ResultRecord:

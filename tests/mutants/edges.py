@@ -386,8 +386,8 @@ EDGES = (
     Mutant(
         "payload-written-anew",
         "codeq/server/rest_tasks.py",
-        "    payload = bytes(item.payload)\n    if payload in",
-        "    payload = encode(msgspec.json.decode(item.payload))\n    if payload in",
+        '(item.command or "").encode(), bytes(item.payload)',
+        '(item.command or "").encode(), encode(msgspec.json.decode(item.payload))',
         "test_rest.py::test_T59_payload_bytes_are_kept",
     ),
 )
