@@ -46,6 +46,9 @@ class MemoryStore:
         self.written += 1
         self._sorted = None
 
+    def cut(self) -> None:
+        pass
+
     def sync(self, sequence: int) -> None:
         self.durable = dict(self.values)
         self.synced = self.written

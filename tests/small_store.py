@@ -22,6 +22,7 @@ def shrink() -> None:
     """Makes the constants of this process small."""
     store.WRITE_BUFFER_BYTES = 128 << 10
     store.MAX_WAL_BYTES = 1 << 20
+    store.CUT_CHUNKS_MIN = 16
     shard.MAINTENANCE_MS = 100
     usual = app.shard_settings
     app.shard_settings = lambda config: msgspec.structs.replace(

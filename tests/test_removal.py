@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from codeq.engine import store
 from codeq.engine.deliveries import Page
+from codeq.engine.reader import chunk_key
+from codeq.engine.store import Deletion, Store
 from tests.engine_disk import NOW, Disk, claimed, finish, make
 from tests.node import Node
 
@@ -61,6 +65,73 @@ def test_what_was_removed_leaves_a_full_disk_at_once(
 
 
 # --- removal keeps up
+
+
+@pytest.fixture
+def small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store in which 16 chunks of 4 KB are a table."""
+    monkeypatch.setattr(store, "WRITE_BUFFER_BYTES", 64 << 10)
+    monkeypatch.setattr(store, "CUT_CHUNKS_MIN", 8)
+    small = Store(tmp_path / "small")
+    yield small
+    small.close()
+
+
+def write_chunks(to: Store, begin: int, end: int, *ranges: Deletion) -> None:
+    """Writes chunks of 4 KB, and ranges with them; then waits for the tables that were begun."""
+    to.write([(chunk_key(n), bytes([n % 256]) * 4096) for n in range(begin, end)], ranges=ranges)
+    while to._log_number("num-immutable-mem-table"):
+        pass
+
+
+def chunks_of(one: Store) -> list[int]:
+    return [int.from_bytes(key[1:], "big") for key, _ in one.scan(b"c", b"d")]
+
+
+def test_old_chunks_go_in_a_table_without_new_ones(small_store: Store) -> None:
+    write_chunks(small_store, 0, 10)
+    write_chunks(small_store, 10, 12, (chunk_key(0), chunk_key(6)))
+    assert chunks_of(small_store) == [*range(12)], "put off"
+    write_chunks(small_store, 12, 14)
+    assert chunks_of(small_store) == [*range(6, 14)]
+    write_chunks(small_store, 14, 30)
+    small_store.flush()
+    tables = [(table["start_key"], table["end_key"]) for table in small_store._log.live_files()]
+    assert (chunk_key(0), chunk_key(6)) in tables, "the range alone"
+    assert not [begin for begin, end in tables if begin < chunk_key(6) and end > chunk_key(12)]
+
+
+def test_old_chunks_go_at_once_where_few_were_written_since(small_store: Store) -> None:
+    write_chunks(small_store, 0, 4)
+    write_chunks(small_store, 4, 5, (chunk_key(0), chunk_key(3)))
+    assert chunks_of(small_store) == [3, 4]
+
+
+def test_what_was_put_off_goes_when_asked_for(small_store: Store) -> None:
+    write_chunks(small_store, 0, 40)
+    write_chunks(small_store, 40, 41, (chunk_key(0), chunk_key(30)))
+    assert len(chunks_of(small_store)) == 41, "too little in the buffer for a table"
+    small_store.cut()
+    assert chunks_of(small_store) == [*range(30, 41)]
+
+
+def test_a_start_removes_what_the_last_run_put_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path / "data", retention_seconds=KEEP_MS // 1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "CUT_CHUNKS_MIN", 0)
+        patched.setattr(Store, "cut", lambda _: None)
+        batch = node.create_batch([{"payload": b"x" * 8000}] * 600)
+        node.claim(count=600, bytes_max=8 << 20)
+        assert node.finish(*(batch.task_id(i) for i in range(600))) == bytes(600)
+        node.advance(KEEP_MS + 5_000)
+    assert chunks_of(node.shard._store)[0] < node.shard.engine.tail
+    node.restart()
+    node.advance(1_000)
+    assert not [n for n in chunks_of(node.shard._store) if n < node.shard.engine.tail]
+    node.close()
+
 
 PREFIXES = (b"c", b"d", b"e", b"k", b"s", b"w")
 NOT_ALWAYS = (b"e", b"w")

@@ -97,8 +97,17 @@ class Journal:
         self._changes[key] = None
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
-        """Removes the keys in [begin, end) with the open group."""
+        """Removes the keys in [begin, end) with the open group; chunks soon after it."""
         self._ranges.append((begin, end))
+
+    def cut(self) -> None:
+        """Removes the chunks of written groups' ranges that the store has put off."""
+        if self._broken:
+            return
+        try:
+            self._store.cut()
+        except Exception as error:  # rocksdict raises bare Exception
+            self.fail(f"write to the store failed: {error}")
 
     def after(self, done: Done) -> None:
         """Calls ``done`` once everything decided so far is durable; never before this call

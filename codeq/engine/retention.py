@@ -19,7 +19,7 @@ from codeq.engine.deliveries import Deliveries
 from codeq.engine.journal import Journal, Runner
 from codeq.engine.keys import Keys
 from codeq.engine.reader import SEGMENT_CHUNKS, chunk_key
-from codeq.engine.store import Store
+from codeq.engine.store import CHUNK_PREFIX, Store
 
 #: entries looked at per prefix at a time; when there are more, the next look follows at once
 ENTRIES_MAX = 2_048
@@ -69,11 +69,13 @@ class Retention:
         self._carried = 0  # sequence up to which the oldest segment has been carried
         self._keys_end = b""
         self._removed = False  # something, since the last ``reclaim``
+        self._remove_uncut()
 
     def run(self, now_ms: int) -> None:
         """One round; reads happen on the read helper thread, removals with the next commit
         group."""
         self._remove_keys(now_ms)
+        self._journal.cut()
         keep = self._deliveries.hold(self._engine.expired(now_ms))
         trimmed = self._engine.trim(now_ms, keep)
         if trimmed is not None:
@@ -85,11 +87,18 @@ class Retention:
         if not self._reading:
             self._look(now_ms)
 
+    def _remove_uncut(self) -> None:
+        """What the last run of the server had removed from the log, but not yet from the disk."""
+        tail = chunk_key(self._engine.tail)
+        if next(self._store.scan(CHUNK_PREFIX, tail, 1), None) is not None:
+            self._journal.delete_range(CHUNK_PREFIX, tail)
+
     def reclaim(self) -> None:
         """The disk is short of space: has what was removed leave it soon, not only when the next
         tables are full."""
         if self._removed:
             self._removed = False
+            self._journal.cut()
             self._journal.after(lambda: self._runner.read(self._store.flush, self._reclaimed))
 
     def _reclaimed(self, error: object) -> None:

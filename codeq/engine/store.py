@@ -44,6 +44,11 @@ MAX_WAL_BYTES = 256 << 20
 #: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
 #: have files of their own, which do not overlap: compaction moves these instead of rewriting them.
 CHUNK_PREFIX, LOG = b"c", "log"
+#: So many writes of chunks since the last cut of their log, about as many as a write buffer holds,
+#: make the next cut worth a table of its own
+CUT_CHUNKS_MIN = 4_096
+#: Nor is one begun while so many tables wait for compaction, since RocksDB would wait for it
+LEVEL0_TABLES_MAX = 48
 #: name of the file that remembers what the last sync covered
 SYNCED_NAME = "SYNCED"
 _SYNCED = struct.Struct("<QQ")  # sequence number, its complement
@@ -118,6 +123,9 @@ class Store:
         except Exception as error:  # rocksdict raises bare Exception
             raise StoreError(_open_failure(path, str(error))) from error
         self._write_options = WriteOptions()
+        self._cuts: list[Deletion] = []  # of chunks, that wait for a table of their own
+        self._cut_sequence = self.sequence()  # at the last cut
+        self._apart = False  # the chunks' write buffer was empty after the last write
         self._manifest = Manifest(path)
         self._synced_fd = os.open(path / SYNCED_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
@@ -132,11 +140,27 @@ class Store:
         ranges: Sequence[Deletion] = (),
     ) -> None:
         """Writes everything as one atomic batch, not yet synced; puts come last, so that a range
-        takes none of them. Holds the GIL."""
+        takes none of them. Holds the GIL. Under load ranges of chunks go a few writes later.
+
+        A range in one table with new chunks makes that table reach from the oldest chunk to the
+        newest, and compaction writes everything in between again. So it waits until it can have a
+        table of its own: when a good part of a table is in the write buffer and none is on its way
+        to disk, a new buffer is begun after this write, has the range alone at the next, and goes
+        to disk as well.
+        """
+        if self._apart:
+            self.cut()
         batch = WriteBatch(raw_mode=True)
         log = self._log_handle
+        cuts = [cut for cut in ranges if cut[0][:1] == CHUNK_PREFIX]
+        if cuts and self.sequence() - self._cut_sequence < CUT_CHUNKS_MIN:
+            self._cut_sequence = self.sequence()
+            for begin, end in cuts:
+                batch.delete_range(begin, end, log)
+            cuts = []
         for begin, end in ranges:
-            batch.delete_range(begin, end, log if begin[:1] == CHUNK_PREFIX else None)
+            if begin[:1] != CHUNK_PREFIX:
+                batch.delete_range(begin, end)
         for key in deletes:
             batch.delete(key)
         put = batch.put
@@ -146,6 +170,37 @@ class Store:
             else:
                 put(key, value)
         self._db.write(batch, self._write_options)
+        self._cuts += cuts
+        if self._cuts:
+            self._apart = self._begin_buffer()
+
+    def cut(self) -> None:
+        """Removes the chunks that ``write`` was to remove and has not yet."""
+        if not self._cuts:
+            return
+        batch = WriteBatch(raw_mode=True)
+        for begin, end in self._cuts:
+            batch.delete_range(begin, end, self._log_handle)
+        self._db.write(batch, self._write_options)
+        if self._apart:
+            self._log.flush(False)
+        self._cuts, self._apart = [], False
+        self._cut_sequence = self.sequence()
+
+    def _begin_buffer(self) -> bool:
+        """Begins a new write buffer for chunks, if the one at hand is worth a table and none is
+        being written to one: those would become one table. Does not wait for the disk."""
+        if (
+            self._log_number("num-immutable-mem-table") > 0
+            or self._log_number("cur-size-active-mem-table") < WRITE_BUFFER_BYTES // 2
+            or self._log_number("num-files-at-level0") > LEVEL0_TABLES_MAX
+        ):
+            return False
+        self._log.flush(False)
+        return True
+
+    def _log_number(self, name: str) -> int:
+        return int(self._log.property_value(f"rocksdb.{name}") or 0)
 
     def sync(self, sequence: int) -> None:
         """Makes every write so far durable and notes that ``sequence`` is covered. Helper

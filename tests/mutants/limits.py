@@ -217,6 +217,20 @@ LIMITS = (
         "test_removal.py::test_T44_under_steady_load_every_kind_of_entry_levels_out_and_then_goes",
     ),
     Mutant(
+        "put-off-removal-forgotten",
+        "codeq/engine/retention.py",
+        "        self._remove_uncut()\n",
+        "",
+        "test_removal.py::test_a_start_removes_what_the_last_run_put_off",
+    ),
+    Mutant(
+        "cut-among-new-chunks",
+        "codeq/engine/store.py",
+        "            self._apart = self._begin_buffer()",
+        "            self._apart = True",
+        "test_removal.py::test_old_chunks_go_in_a_table_without_new_ones",
+    ),
+    Mutant(
         "segments-stay",
         "codeq/engine/retention.py",
         'self._journal.delete_range(b"s", b"s" +',
