@@ -96,7 +96,7 @@ SURFACES = {
         _rest("rest", 1, 32),
         _rest("rest-batch", 100, 8),
         _creates("rest-create", 1, 64),
-        _creates("rest-create-batch", 100, 8),
+        _creates("rest-create-batch", 100, 16),
         _streams("latency", 1, 1, 1, claim=(1, 4), per_second=LATENCY_PER_SECOND),
     )
 }
