@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,6 +34,20 @@ def cpu_seconds() -> float:
     """User and system time of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def pace(due: Callable[[int], int], ended: threading.Event, begin: Callable[[range], None]) -> None:
+    """Begins call after call at ``due(number)`` in ns, those that are due together at once.
+
+    On a thread, since a timer of the event loop is up to a millisecond early or late.
+    """
+    begun = number = 0
+    while not ended.wait(max(0, due(begun) - time.monotonic_ns()) / 1e9):
+        now_ns = time.monotonic_ns()
+        while due(number) <= now_ns:
+            number += 1
+        begin(range(begun, number))
+        begun = number
 
 
 class Client:
@@ -125,17 +139,25 @@ class Client:
     async def schedule(self, call: Callable[[int], Awaitable[None]]) -> None:
         """Makes calls at a fixed rate, whether or not the earlier ones were answered."""
         began_ns, step_ns = time.monotonic_ns(), 1e9 * self.role.batch / self.role.per_second
+        loop, ended = asyncio.get_running_loop(), threading.Event()
         under_way = set()
-        for number in range(sys.maxsize):
-            due_ns = began_ns + int(number * step_ns)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout((due_ns - time.monotonic_ns()) / 1e9):
-                    await self.stopping.wait()
-            if self.stopping.is_set():
-                break
-            task = asyncio.ensure_future(call(due_ns))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
+
+        def due(number: int) -> int:
+            return began_ns + int(number * step_ns)
+
+        def begin(numbers: range) -> None:
+            for number in numbers:
+                task = asyncio.ensure_future(call(due(number)))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+
+        def begin_soon(numbers: range) -> None:
+            loop.call_soon_threadsafe(begin, numbers)
+
+        pacing = loop.run_in_executor(None, pace, due, ended, begin_soon)
+        await self.stopping.wait()
+        ended.set()
+        await pacing
         await asyncio.gather(*under_way)
 
     async def drained(self) -> None:
