@@ -14,9 +14,9 @@ from codeq.engine.clock import Clock
 EXIT_LOST = 1
 
 
-def check(data: Path, *, repair: bool, as_json: bool) -> int:
+def check(data: Path, *, repair: bool, anyway: bool, as_json: bool) -> int:
     """Prints what a check of the folder finds; returns the exit code."""
-    report = check_folder(data, Clock(), repair=repair)
+    report = check_folder(data, Clock(), repair=repair, anyway=anyway)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:

@@ -33,7 +33,8 @@ REPEAT_MARGIN_SECONDS = 1.8
 SHORT = Keeping(ended=2, window=3)
 OUTSIDE, RECOVERY = "outside", "recovery"
 WRITE_POINTS = ("before-write", "after-write", "after-sync", "before-ack")
-REMOVAL_POINTS = ("in-retention", "before-removal-write", "after-removal-write")
+CUT_POINTS = ("before-cut", "after-cut")
+REMOVAL_POINTS = ("in-retention", "before-removal-write", "after-removal-write", *CUT_POINTS)
 PLAIN = (OUTSIDE, RECOVERY)
 KILLS = (*PLAIN, *WRITE_POINTS, *REMOVAL_POINTS)
 #: How often a point is passed, after enough was acknowledged, before it kills

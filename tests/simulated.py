@@ -4,13 +4,14 @@ durable."""
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from codeq.engine.clock import FakeClock
-from codeq.engine.store import Store
+from codeq.engine.store import CHUNK_PREFIX, Store
 from tests.manual_runner import ManualRunner
 
 OK, CONFLICT, NOT_FOUND, TASK_NOT_FOUND = 0, 11, 13, 14
@@ -23,31 +24,51 @@ Pairs = Sequence[tuple[bytes, bytes]]
 
 
 class MemoryStore:
-    """The face of ``Store`` over a dictionary. ``crash`` gives what a new start would find."""
+    """The face of ``Store`` over a dictionary; ``late`` says for how long it puts off the removal
+    of chunks. ``crash`` gives what a new start would find."""
 
-    def __init__(self, path: Path, values: dict[bytes, bytes] | None = None) -> None:
+    def __init__(
+        self, path: Path, late: random.Random, values: dict[bytes, bytes] | None = None
+    ) -> None:
         self.path = path
         self.values = dict(values or {})
         self.durable = dict(self.values)
         self.written = self.synced = 0  # groups
         self.told = 0
+        self.cut_due = False
+        self._late = late
+        self._cuts: list[tuple[bytes, bytes]] = []
         self._sorted: list[bytes] | None = None
 
     def sequence(self) -> int:
         return self.written
 
+    @property
+    def put_off(self) -> bool:
+        return bool(self._cuts)
+
     def write(self, puts: Pairs, deletes: Sequence[bytes] = (), ranges: Pairs = ()) -> None:
         for begin, end in ranges:
-            for key in [key for key in self.values if begin <= key < end]:
-                del self.values[key]
+            if begin[:1] == CHUNK_PREFIX:
+                self._cuts.append((begin, end))
+            else:
+                self._remove(begin, end)
         for key in deletes:
             self.values.pop(key, None)
         self.values.update(puts)
         self.written += 1
         self._sorted = None
+        self.cut_due = self.put_off and self._late.random() < 0.3
 
     def cut(self) -> None:
-        pass
+        for begin, end in self._cuts:
+            self._remove(begin, end)
+        self._cuts, self.cut_due = [], False
+        self._sorted = None
+
+    def _remove(self, begin: bytes, end: bytes) -> None:
+        for key in [key for key in self.values if begin <= key < end]:
+            del self.values[key]
 
     def sync(self, sequence: int) -> None:
         self.durable = dict(self.values)
@@ -71,7 +92,7 @@ class MemoryStore:
 
     def crash(self, keep: bool) -> MemoryStore:
         """The store after the process died; ``keep``: what was written and not synced is there."""
-        return MemoryStore(self.path, self.values if keep else self.durable)
+        return MemoryStore(self.path, self._late, self.values if keep else self.durable)
 
 
 class FileStore(Store):

@@ -74,7 +74,9 @@ class Simulation:
         self.clock = FakeClock(1_700_000_000_000 + seed % 1000, seed)
         self.settings = settings_of(self.rng)
         self.model = Model(self.settings)
-        self.store: Any = FileStore(path / "data") if files else MemoryStore(path)
+        self.store: Any = (
+            FileStore(path / "data") if files else MemoryStore(path, random.Random(seed))
+        )
         self.faults: list[str] = []
         self.open()
 

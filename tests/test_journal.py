@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from codeq.engine.clock import FakeClock
 from codeq.engine.journal import Journal
 from codeq.engine.store import Store
@@ -43,4 +45,32 @@ def test_a_wish_during_a_sync_survives_a_commit_that_was_scheduled_before_it(
     assert answered == ["in the group"]
     runner.release()
     assert answered == ["in the group", "during the sync"]
+    store.close()
+
+
+def test_T6_a_cut_that_fails_stops_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = ManualRunner(FakeClock())
+    store = Store(tmp_path)
+    said: list[str] = []
+    journal = Journal(
+        store,
+        runner.clock,
+        runner,
+        close_group=lambda: None,
+        take=lambda: [(b"m", b"1")],
+        fault=said.append,
+    )
+
+    def cut() -> None:
+        raise Exception("IO error")  # as bare as those of rocksdict
+
+    monkeypatch.setattr(Store, "put_off", True)
+    monkeypatch.setattr(Store, "cut_due", True)
+    monkeypatch.setattr(store, "cut", cut)
+    journal.after(lambda: said.append("an answer"))
+    runner.settle()
+    assert said == ["write to the store failed: IO error"]
+    assert journal.groups == 0
     store.close()

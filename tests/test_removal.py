@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from codeq.engine import store
+from codeq.engine.check import check
 from codeq.engine.deliveries import Page
 from codeq.engine.reader import chunk_key
 from codeq.engine.store import Deletion, Store
@@ -64,6 +65,71 @@ def test_what_was_removed_leaves_a_full_disk_at_once(
     node.close()
 
 
+def table_bytes(node: Node) -> int:
+    return sum(file.stat().st_size for file in node.path.glob("*.sst"))
+
+
+def ended_tables(node: Node, tables: int) -> None:
+    """So many tables of 256 KiB with tasks that have ended."""
+    while len(list(node.path.glob("*.sst"))) < tables:
+        batch = node.create_batch([{"payload": b"x" * 8000}] * 30)
+        node.claim(count=30, bytes_max=1 << 20)
+        assert node.finish(*(batch.task_id(i) for i in range(30))) == bytes(30)
+        node.advance(1)
+
+
+@pytest.mark.parametrize("put_off", [False, True])
+def test_a_full_disk_gets_back_the_tables_of_what_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put_off: bool
+) -> None:
+    monkeypatch.setattr(store, "WRITE_BUFFER_BYTES", 256 << 10)
+    monkeypatch.setattr(store, "CUT_CHUNKS_MIN", 0 if put_off else 1 << 30)
+    monkeypatch.setattr(Store, "cut_due", False)  # then only for want of room
+    node = Node(tmp_path / "data", retention_seconds=KEEP_MS // 1000, disk_reserve_bytes=1 << 20)
+    ended_tables(node, 60)
+    full = table_bytes(node)
+    room = node.shard._store.free_bytes
+    monkeypatch.setattr(
+        node.shard._store, "free_bytes", lambda: min(room(), full - table_bytes(node))
+    )
+    node.advance(1_000)
+    assert node.create_batch([{}]).codes != bytes(1), "the disk is full"
+    node.advance(KEEP_MS + 5_000)
+    assert table_bytes(node) < full / 2
+    assert node.create_batch([{}]).codes == bytes(1)
+    node.close()
+
+
+def test_damage_to_removed_chunks_does_not_keep_a_start_from_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand in their tables until compaction takes them; nobody needs to read them."""
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "WRITE_BUFFER_BYTES", 256 << 10)
+        node = Node(tmp_path / "data", retention_seconds=KEEP_MS // 1000)
+    ended_tables(node, 20)
+    oldest = min(node.path.glob("*.sst"))
+    node.advance(KEEP_MS + 5_000)
+    live = node.create()
+    node.close()
+    assert node.shard.engine.tail > 1
+    held = table_bytes(node)
+    damaged = bytearray(oldest.read_bytes())
+    damaged[2000] ^= 1
+    oldest.write_bytes(damaged)
+    node = Node(tmp_path / "data", retention_seconds=KEEP_MS // 1000)
+    node.advance(2_000)
+    assert node.get(live).payload == b"{}"
+    assert node.faults == []
+    node.close()
+    report = check(node.path, node.clock, repair=True, anyway=True)
+    assert report.sound and report.repaired and not report.given_up
+    assert table_bytes(node) < held, "without what was removed"
+    node = Node(tmp_path / "data", retention_seconds=KEEP_MS // 1000)
+    assert node.get(live).payload == b"{}"
+    node.close()
+
+
 # --- removal keeps up
 
 
@@ -79,6 +145,8 @@ def small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sto
 
 def write_chunks(to: Store, begin: int, end: int, *ranges: Deletion) -> None:
     """Writes chunks of 4 KB, and ranges with them; then waits for the tables that were begun."""
+    if to.cut_due:
+        to.cut()
     to.write([(chunk_key(n), bytes([n % 256]) * 4096) for n in range(begin, end)], ranges=ranges)
     while to._log_number("num-immutable-mem-table"):
         pass
@@ -107,6 +175,22 @@ def test_old_chunks_go_at_once_where_few_were_written_since(small_store: Store) 
     assert chunks_of(small_store) == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("num-immutable-mem-table", 1), ("num-files-at-level0", 49)]
+)
+def test_no_table_is_begun_that_rocksdb_would_wait_for(
+    small_store: Store, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    number, write = small_store._log_number, small_store.write
+    write([(chunk_key(n), bytes(4096)) for n in range(10)])
+    with monkeypatch.context() as patched:
+        patched.setattr(small_store, "_log_number", lambda n: value if n == name else number(n))
+        write([(chunk_key(10), bytes(4096))], ranges=[(chunk_key(0), chunk_key(6))])
+    assert small_store.put_off and not small_store.cut_due
+    write([(chunk_key(11), bytes(4096))])
+    assert small_store.cut_due
+
+
 def test_what_was_put_off_goes_when_asked_for(small_store: Store) -> None:
     write_chunks(small_store, 0, 40)
     write_chunks(small_store, 40, 41, (chunk_key(0), chunk_key(30)))
@@ -121,7 +205,8 @@ def test_a_start_removes_what_the_last_run_put_off(
     node = Node(tmp_path / "data", retention_seconds=KEEP_MS // 1000)
     with monkeypatch.context() as patched:
         patched.setattr(store, "CUT_CHUNKS_MIN", 0)
-        patched.setattr(Store, "cut", lambda _: None)
+        patched.setattr(Store, "cut_due", False)
+        patched.setattr(Store, "put_off", False)
         batch = node.create_batch([{"payload": b"x" * 8000}] * 600)
         node.claim(count=600, bytes_max=8 << 20)
         assert node.finish(*(batch.task_id(i) for i in range(600))) == bytes(600)

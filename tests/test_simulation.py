@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.simulated import (
-    MemoryStore,
-)
+from tests.simulated import MemoryStore
 from tests.simulation import Simulation
 
 FIRST, COUNT = (int(part) for part in os.environ.get("CODEQ_SEEDS", "0:100").split(":"))

@@ -31,9 +31,12 @@ def check(
     repair: Annotated[
         bool, typer.Option("--repair", help="keep what can be kept; accept and list what cannot")
     ] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="with --repair: write a sound folder anew as well")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Reads a whole data folder while no server uses it, and says whether it is sound.
+    """Reads what is kept in a data folder while no server uses it, and says whether it is sound.
 
     Changes nothing without --repair; with it, the old files stay in a folder beside the new ones.
     Ends with 0 when all is sound or repaired without a loss, with 1 when something is lost.
@@ -41,7 +44,10 @@ def check(
     from codeq import maintenance
 
     return maintenance.check(
-        _data_folder(data, config), repair=repair, as_json=as_json or GIVEN.get().as_json
+        _data_folder(data, config),
+        repair=repair,
+        anyway=anyway,
+        as_json=as_json or GIVEN.get().as_json,
     )
 
 

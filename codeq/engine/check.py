@@ -62,9 +62,10 @@ class Report(msgspec.Struct, kw_only=True, rename="camel"):
     kept_aside: str = ""
 
 
-def check(path: Path, clock: Clock, *, repair: bool = False) -> Report:
-    """Looks at every byte of a data folder that no server uses; with ``repair`` makes a damaged one
-    fit to start. Raises StoreError: not a data folder, in use, or no way to repair it."""
+def check(path: Path, clock: Clock, *, repair: bool = False, anyway: bool = False) -> Report:
+    """Looks at all that is kept in a data folder that no server uses; with ``repair`` makes a
+    damaged one fit to start, with ``anyway`` also writes a sound one anew. Raises StoreError: not a
+    data folder, in use, or no way to repair it."""
     if not path.is_dir() or not any(entry.name != "LOCK" for entry in path.iterdir()):
         raise StoreError(f"there is no codeq store in {path}")
     lock = FolderLock(path)
@@ -77,18 +78,18 @@ def check(path: Path, clock: Clock, *, repair: bool = False) -> Report:
         if not any(folder.content(path)):
             raise StoreError(f"there is no codeq store in {path}")
         with tempfile.TemporaryDirectory(prefix="codeq-check-") as scratch:
-            return _check(path, Path(scratch), clock, repair)
+            return _check(path, Path(scratch), clock, repair, anyway)
     finally:
         lock.release()
 
 
-def _check(path: Path, scratch: Path, clock: Clock, repair: bool) -> Report:
+def _check(path: Path, scratch: Path, clock: Clock, repair: bool, anyway: bool) -> Report:
     survey = Survey(path, scratch)
     try:
         found = Found(survey, clock)
         found.load(None)
         report = found.report()
-        if not repair or report.sound:
+        if not repair or (report.sound and not anyway):
             return report
         live = _rebuild(survey, clock, folder.staged(path))
     finally:

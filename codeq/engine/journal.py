@@ -100,14 +100,19 @@ class Journal:
         """Removes the keys in [begin, end) with the open group; chunks soon after it."""
         self._ranges.append((begin, end))
 
-    def cut(self) -> None:
-        """Removes the chunks of written groups' ranges that the store has put off."""
-        if self._broken:
-            return
+    def cut(self) -> bool:
+        """Removes the chunks of written groups' ranges that the store has put off; whether there
+        were any. Nothing rests on it: a later sync makes it durable."""
+        if self._broken or not self._store.put_off:
+            return False
+        self._clock.faults.point("before-cut")
         try:
             self._store.cut()
         except Exception as error:  # rocksdict raises bare Exception
             self.fail(f"write to the store failed: {error}")
+            return False
+        self._clock.faults.point("after-cut")
+        return True
 
     def after(self, done: Done) -> None:
         """Calls ``done`` once everything decided so far is durable; never before this call
@@ -173,6 +178,8 @@ class Journal:
     ) -> None:
         point = self._clock.faults.point
         self._write_began_s = self._clock.monotonic_s()
+        if self._store.cut_due and not self.cut():
+            return
         point("before-write")
         if ranges:
             point("before-removal-write")

@@ -69,13 +69,16 @@ class Retention:
         self._carried = 0  # sequence up to which the oldest segment has been carried
         self._keys_end = b""
         self._removed = False  # something, since the last ``reclaim``
-        self._remove_uncut()
+        self._reclaiming = False
+        # Chunks that the last run of the server was to remove and has not: unread, since they may
+        # be damaged, and nobody needs them.
+        self._journal.delete_range(CHUNK_PREFIX, chunk_key(self._engine.tail))
 
     def run(self, now_ms: int) -> None:
         """One round; reads happen on the read helper thread, removals with the next commit
         group."""
         self._remove_keys(now_ms)
-        self._journal.cut()
+        self._removed |= self._journal.cut()
         keep = self._deliveries.hold(self._engine.expired(now_ms))
         trimmed = self._engine.trim(now_ms, keep)
         if trimmed is not None:
@@ -87,21 +90,19 @@ class Retention:
         if not self._reading:
             self._look(now_ms)
 
-    def _remove_uncut(self) -> None:
-        """What the last run of the server had removed from the log, but not yet from the disk."""
-        tail = chunk_key(self._engine.tail)
-        if next(self._store.scan(CHUNK_PREFIX, tail, 1), None) is not None:
-            self._journal.delete_range(CHUNK_PREFIX, tail)
-
     def reclaim(self) -> None:
         """The disk is short of space: has what was removed leave it soon, not only when the next
-        tables are full."""
-        if self._removed:
-            self._removed = False
-            self._journal.cut()
-            self._journal.after(lambda: self._runner.read(self._store.flush, self._reclaimed))
+        tables are full and have been compacted."""
+        if self._removed and not self._reclaiming:
+            self._removed, self._reclaiming = False, True
+            self._journal.after(self._reclaim)
+
+    def _reclaim(self) -> None:
+        self._journal.cut()
+        self._runner.aside(self._store.reclaim, self._reclaimed)
 
     def _reclaimed(self, error: object) -> None:
+        self._reclaiming = False
         if error is not None:
             self._journal.fail(f"write to the store failed: {error}")
 

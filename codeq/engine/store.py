@@ -35,7 +35,8 @@ from codeq.errors import StoreError
 log = logging.getLogger("codeq.store")
 
 WRITE_BUFFER_BYTES = 32 << 20
-WRITE_BUFFERS = 4
+#: One more than the usual four: the removal of old chunks has one of its own
+WRITE_BUFFERS = 5
 RECYCLED_LOGS = 4
 #: of a write buffer; about ten bits for each of the entries of idempotency keys that it can hold
 BUFFER_FILTER_RATIO = 0.02
@@ -44,7 +45,7 @@ MAX_WAL_BYTES = 256 << 20
 #: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
 #: have files of their own, which do not overlap: compaction moves these instead of rewriting them.
 CHUNK_PREFIX, LOG = b"c", "log"
-#: So many writes of chunks since the last cut of their log, about as many as a write buffer holds,
+#: So many entries written since the last cut of the log, as many chunks as a write buffer holds,
 #: make the next cut worth a table of its own
 CUT_CHUNKS_MIN = 4_096
 #: Nor is one begun while so many tables wait for compaction, since RocksDB would wait for it
@@ -124,6 +125,7 @@ class Store:
             raise StoreError(_open_failure(path, str(error))) from error
         self._write_options = WriteOptions()
         self._cuts: list[Deletion] = []  # of chunks, that wait for a table of their own
+        self._removed_end = CHUNK_PREFIX  # behind the last chunk that was removed
         self._cut_sequence = self.sequence()  # at the last cut
         self._apart = False  # the chunks' write buffer was empty after the last write
         self._manifest = Manifest(path)
@@ -145,18 +147,14 @@ class Store:
         A range in one table with new chunks makes that table reach from the oldest chunk to the
         newest, and compaction writes everything in between again. So it waits until it can have a
         table of its own: when a good part of a table is in the write buffer and none is on its way
-        to disk, a new buffer is begun after this write, has the range alone at the next, and goes
-        to disk as well.
+        to disk, a new buffer is begun after this write. Then ``cut_due`` is True, and ``cut`` is to
+        come before the next write.
         """
-        if self._apart:
-            self.cut()
         batch = WriteBatch(raw_mode=True)
         log = self._log_handle
         cuts = [cut for cut in ranges if cut[0][:1] == CHUNK_PREFIX]
         if cuts and self.sequence() - self._cut_sequence < CUT_CHUNKS_MIN:
-            self._cut_sequence = self.sequence()
-            for begin, end in cuts:
-                batch.delete_range(begin, end, log)
+            self._remove_chunks(batch, cuts)
             cuts = []
         for begin, end in ranges:
             if begin[:1] != CHUNK_PREFIX:
@@ -174,18 +172,30 @@ class Store:
         if self._cuts:
             self._apart = self._begin_buffer()
 
+    @property
+    def put_off(self) -> bool:
+        """Whether there are chunks that ``write`` was to remove and has not yet."""
+        return bool(self._cuts)
+
+    @property
+    def cut_due(self) -> bool:
+        """Whether what was put off can go in a table of its own now."""
+        return self._apart
+
     def cut(self) -> None:
-        """Removes the chunks that ``write`` was to remove and has not yet."""
-        if not self._cuts:
-            return
+        """Removes what was put off."""
         batch = WriteBatch(raw_mode=True)
-        for begin, end in self._cuts:
-            batch.delete_range(begin, end, self._log_handle)
+        self._remove_chunks(batch, self._cuts)
         self._db.write(batch, self._write_options)
         if self._apart:
             self._log.flush(False)
         self._cuts, self._apart = [], False
+
+    def _remove_chunks(self, batch: WriteBatch, ranges: Sequence[Deletion]) -> None:
         self._cut_sequence = self.sequence()
+        for begin, end in ranges:
+            batch.delete_range(begin, end, self._log_handle)
+            self._removed_end = end
 
     def _begin_buffer(self) -> bool:
         """Begins a new write buffer for chunks, if the one at hand is worth a table and none is
@@ -241,13 +251,22 @@ class Store:
         return sum(int(family.property_int_value(name) or 0) for family in (self._db, self._log))
 
     def flush(self) -> None:
-        """Writes to tables what so far stands in the log only; not before then do the logs, and
-        what removed ranges covered, leave the disk. Any thread; releases the GIL."""
+        """Writes to tables what so far stands in the log only; not before then do the logs leave
+        the disk. Any thread; releases the GIL."""
         try:
             self._log.flush(True)
             self._db.flush(True)
         except Exception as error:  # rocksdict raises bare Exception
             raise StoreError(f"flush of the store failed: {error}") from error
+
+    def reclaim(self) -> None:
+        """Has what was removed leave the disk now: the logs, and the tables of removed chunks,
+        which the next compaction would take with it. Any thread; releases the GIL."""
+        self.flush()
+        try:
+            self._log.compact_range(CHUNK_PREFIX, self._removed_end)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StoreError(f"compaction of the store failed: {error}") from error
 
     def checkpoint(self, to: Path) -> None:
         """Makes the new folder ``to``, on the same file system, hold what the store holds now.

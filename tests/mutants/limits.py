@@ -219,9 +219,16 @@ LIMITS = (
     Mutant(
         "put-off-removal-forgotten",
         "codeq/engine/retention.py",
-        "        self._remove_uncut()\n",
+        "        self._journal.delete_range(CHUNK_PREFIX, chunk_key(self._engine.tail))\n",
         "",
         "test_removal.py::test_a_start_removes_what_the_last_run_put_off",
+    ),
+    Mutant(
+        "removed-chunks-read-by-a-start",
+        "codeq/engine/retention.py",
+        "        self._journal.delete_range(CHUNK_PREFIX, chunk_key(self._engine.tail))\n",
+        "        next(store.scan(CHUNK_PREFIX, chunk_key(self._engine.tail)), None)\n",
+        "test_removal.py::test_damage_to_removed_chunks_does_not_keep_a_start_from_its_work",
     ),
     Mutant(
         "cut-among-new-chunks",
@@ -229,6 +236,34 @@ LIMITS = (
         "            self._apart = self._begin_buffer()",
         "            self._apart = True",
         "test_removal.py::test_old_chunks_go_in_a_table_without_new_ones",
+    ),
+    Mutant(
+        "cut-while-a-table-is-written",
+        "codeq/engine/store.py",
+        'self._log_number("num-immutable-mem-table") > 0',
+        "False",
+        "test_removal.py::test_no_table_is_begun_that_rocksdb_would_wait_for",
+    ),
+    Mutant(
+        "cut-behind-too-many-tables",
+        "codeq/engine/store.py",
+        'self._log_number("num-files-at-level0") > LEVEL0_TABLES_MAX',
+        "False",
+        "test_removal.py::test_no_table_is_begun_that_rocksdb_would_wait_for",
+    ),
+    Mutant(
+        "cut-error-ignored",
+        "codeq/engine/journal.py",
+        'self.fail(f"write to the store failed: {error}")\n            return False',
+        "return False",
+        "test_journal.py::test_T6_a_cut_that_fails_stops_everything",
+    ),
+    Mutant(
+        "removed-tables-stay-on-a-full-disk",
+        "codeq/engine/store.py",
+        "            self._log.compact_range(CHUNK_PREFIX, self._removed_end)\n",
+        "            pass\n",
+        "test_removal.py::test_a_full_disk_gets_back_the_tables_of_what_was_removed",
     ),
     Mutant(
         "segments-stay",

@@ -92,8 +92,8 @@ MUTANTS = (
     Mutant(
         "write-error-ignored",
         "codeq/engine/journal.py",
-        'self.fail(f"write to the store failed: {error}")\n            return',
-        "self._answer(waiting)\n            return",
+        'self.fail(f"write to the store failed: {error}")\n            return\n',
+        "self._answer(waiting)\n            return\n",
         "test_faults.py::test_T6_a_full_disk_stops_the_process_and_acknowledges_nothing",
     ),
     Mutant(
