@@ -6,6 +6,7 @@ Payloads and results are ``msgspec.Raw``: bytes that are passed on, never parsed
 from __future__ import annotations
 
 import re
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -20,6 +21,7 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 #: The value of ``resultKey`` once a task has a result record.
 RESULT_KEY = "codeq:results"
 COMMANDS_MAX = 100
+COMMAND_BYTES_MAX = 256
 WORKER_ID_BYTES_MAX = 256
 CLAIM_WAIT_SECONDS_MAX = 30
 RESULT_WAIT_SECONDS_MAX = 60
@@ -36,6 +38,15 @@ BLANKS = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
+
+
+def is_command(text: str) -> bool:
+    """Whether a text, trimmed, can be a command: 1 to 256 bytes without control characters."""
+    return 0 < len(text.encode()) <= COMMAND_BYTES_MAX and not any(map(_is_control, text))
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) == "Cc"
 
 
 # --- what the schema of a member says beyond its type --------------------------------------------
@@ -62,6 +73,7 @@ _COMMAND = _also(
     "Trimmed; 1 to 256 bytes of UTF-8 without control characters; case-sensitive.",
     pattern=COMMAND_PATTERN,
 )
+_COMMAND_OR_BLANK = f"^[{_BLANK}]*$|{COMMAND_PATTERN}"
 _INT32 = _also(minimum=INT32_MIN, maximum=INT32_MAX)
 _COUNT = _also(minimum=0)
 _ANY = _also("Any JSON value; its bytes are kept.")
@@ -592,7 +604,8 @@ class SubscribeBody(Struct, rename="camel"):
         str | None, _also("http or https, with a host that is not private.", maxLength=2048)
     ] = None
     event_types: Annotated[
-        list[str] | None, _also("At most 100 different. None: all the token allows.")
+        list[Annotated[str, _also(pattern=_COMMAND_OR_BLANK)]] | None,
+        _also("At most 100 different; blank ones are dropped. None: all the token allows."),
     ] = None
     ttl_seconds: Annotated[int | None, _also("0 and less: 300. Cut to 86400.")] = None
     delivery_mode: Annotated[

@@ -89,6 +89,8 @@ def test_subscribe_and_keep(tmp_path: Path) -> None:
         ({"groupId": "g" * 257}, "invalid groupId"),
         ({"eventTypes": [f"e{n}" for n in range(101)]}, "invalid body"),
         ({"eventTypes": "job"}, "invalid body"),
+        ({"eventTypes": ["job", "a\x00b"]}, "invalid command"),
+        ({"eventTypes": ["*", "\x85\x9f"]}, "invalid command"),
         ({"ttlSeconds": 1.5}, "invalid body"),
         ([], "invalid body"),
     ],
@@ -99,6 +101,22 @@ def test_refusals(tmp_path: Path, body: Any, message: str) -> None:
         async with sender(tmp_path, **flags) as node, client(node) as worker:
             answer = refusal(await worker.post(PATH, json=body))
             assert answer == (400, "validation-error", message)
+
+    asyncio.run(run())
+
+
+def test_T45_T48_what_a_subscription_names_is_bounded_as_commands_are(tmp_path: Path) -> None:
+    """Whatever it names is stored and is a label of a metric."""
+
+    async def run() -> None:
+        async with sender(tmp_path) as node, client(node) as worker:
+            longest = "ß" * 128
+            for kinds in ([longest + "s"], ["*", longest + "s"], ["job", "x" * (1 << 20)]):
+                answer = refusal(await worker.post(PATH, json={"eventTypes": kinds}))
+                assert answer == (400, "validation-error", "invalid command"), len(kinds[-1])
+            assert node.shard.subscriptions.active() == {}
+            await subscribe(worker, eventTypes=[f" {longest}\u3000", "", "job"])
+            assert node.shard.subscriptions.active() == {longest: 1, "job": 1}
 
     asyncio.run(run())
 

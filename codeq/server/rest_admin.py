@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -44,6 +43,7 @@ from codeq.model import (
     QueueStats,
     Requeued,
     TaskPage,
+    is_command,
     parse_rfc3339,
     rfc3339,
 )
@@ -61,7 +61,6 @@ from codeq.server.request import (
 )
 from codeq.server.views import COMPLETED, DEAD, DELAYED, FAILED, LEASED, READY, task_of
 
-COMMAND_BYTES_MAX = 256
 PAGE_TASKS_MAX = 1_000
 PAGE_TASKS_DEFAULT = 100
 #: payload in one page of a list
@@ -106,13 +105,9 @@ def one_tenant(request: Request, principal: Principal) -> str:
 def _command(text: str) -> str:
     """A command as queues are named by it."""
     command = text.strip(BLANKS)
-    if not command or len(command.encode()) > COMMAND_BYTES_MAX or any(map(_is_control, command)):
+    if not is_command(command):
         raise refuse(COMMAND_INVALID)
     return command
-
-
-def _is_control(char: str) -> bool:
-    return unicodedata.category(char) == "Cc"
 
 
 def _limit(text: str, default: int = PAGE_TASKS_DEFAULT) -> int:

@@ -15,6 +15,7 @@ from codeq.errors import OK, Refusal
 from codeq.model import (
     BLANKS,
     CLAIM_WAIT_SECONDS_MAX,
+    COMMAND_BYTES_MAX,
     COMMANDS_MAX,
     INT32_MAX,
     WORKER_ID_BYTES_MAX,
@@ -58,7 +59,6 @@ from codeq.server.views import item_refusal, record, task_of
 ESCAPED_BYTES_PER_BYTE = 6
 #: What a claimed task adds to the answer beside its payload and texts, at most
 TASK_OVERHEAD_BYTES = 1024
-COMMAND_BYTES_MAX = 256
 
 T = TypeVar("T")
 

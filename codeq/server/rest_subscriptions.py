@@ -21,6 +21,7 @@ from codeq.model import (
     Subscribed,
     SubscriptionHeartbeatBody,
     SubscriptionKept,
+    is_command,
     rfc3339,
 )
 from codeq.server.auth import WILDCARD, Principal
@@ -142,6 +143,8 @@ def _commands(named: list[str] | None, principal: Principal) -> tuple[str, ...] 
     )
     if not commands or not allowed:
         raise refuse(errors.EVENT_TYPE_DENIED)
+    if not all(map(is_command, commands)):
+        raise refuse(errors.COMMAND_INVALID)
     return None if every else commands
 
 

@@ -370,7 +370,7 @@ _SUBSCRIPTIONS = (
         sample={"eventTypes": ["send"], "ttlSeconds": 300},
         refusals=(
             *(no.CALLBACK_INVALID, no.MODE_INVALID, no.GROUP_REQUIRED, no.GROUP_INVALID),
-            *(no.EVENT_TYPE_DENIED, no.SUBSCRIPTIONS_FULL, no.UNAVAILABLE),
+            *(no.COMMAND_INVALID, no.EVENT_TYPE_DENIED, no.SUBSCRIPTIONS_FULL, no.UNAVAILABLE),
         ),
         body_optional=True,
     ),

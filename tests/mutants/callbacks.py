@@ -7,6 +7,14 @@ from tests.mutants.mutant import Mutant
 CALLBACKS = (
     # --- webhooks and subscriptions
     Mutant(
+        "subscription-names-anything",
+        "codeq/server/rest_subscriptions.py",
+        "    if not all(map(is_command, commands)):\n",
+        "    if commands is None:\n",
+        "test_rest_subscriptions.py::"
+        "test_T45_T48_what_a_subscription_names_is_bounded_as_commands_are",
+    ),
+    Mutant(
         "webhook-announced-before-the-sync",
         "codeq/engine/deliveries.py",
         'self._journal.after(partial(self._announce, last + b"\\0"))',
