@@ -14,8 +14,10 @@ from codeq.config import ConfigError
 from codeq.server import auth
 from codeq.server.auth import WORKER_SCOPES, Auth, AuthError, Principal, bearer
 from codeq.server.providers import StaticProvider
+from codeq.server.streams import Status
 
 from .conftest import RestNode, Server, Tokens, refusal, rest_node
+from .lines import House
 
 ALL_SCOPES = sorted(WORKER_SCOPES)
 
@@ -222,6 +224,36 @@ def test_producer_as_worker() -> None:
     alone = Auth(producers, None, allow_producer_as_worker=True)
     assert alone.worker("p").tenant == "shop"
     assert refused(lambda: alone.worker("x")) == ("unauthenticated", "invalid token")
+
+
+@pytest.mark.parametrize(
+    "workers", [None, static(token="w", subject="w", scopes=ALL_SCOPES, eventTypes=["*"])]
+)
+def test_T37_a_producer_without_subject_is_no_worker(workers: StaticProvider | None) -> None:
+    nameless = static(token="p", subject=" ", raw={"tid": "shop"})
+    known = Auth(nameless, workers, allow_producer_as_worker=True)
+    assert refused(lambda: known.worker("p")) == ("unauthenticated", "missing subject")
+    assert known.producer("p").tenant == known.any("p").tenant == "shop", "to create and to read"
+
+
+def test_T37_without_subject_no_lease_is_made_over_either_surface(tmp_path: Path) -> None:
+    async def check() -> None:
+        tokens = Tokens(nameless=Principal("", [], [], {"tid": "shop"}))
+        known = Auth(tokens, None, allow_producer_as_worker=True)
+        async with rest_node(tmp_path, tokens) as node:
+            client = await node.client("nameless")
+            node.app.edge.auth = known
+            await client.post("/tasks", json={"command": "job", "payload": 1})
+            answer = await client.post("/tasks/claim", json={"commands": ["job"]})
+            assert refusal(answer) == (401, "unauthenticated", "missing subject")
+            house = House(node.shard)
+            house.edge.auth = known
+            line = house.worker(token=None)
+            line.send(hello={"token": "nameless", "worker_id": "w"})
+            assert line.session.status == Status("UNAUTHENTICATED", "auth failed: missing subject")
+            assert node.shard.engine.ready_count(b"shop", b"job") == 1
+
+    in_loop(check)
 
 
 # --- over REST

@@ -240,8 +240,8 @@ class Auth:
         return principal
 
     def _worker_principal(self, token: str) -> Principal:
-        if self._workers is None and self.has_workers:
-            return self.producer(token).as_worker()
+        if self._workers is None and self._producers is not None and self.has_workers:
+            return _producer_at_work(self._producers.identify(token))
         try:
             if self._workers is None:
                 raise refused(errors.WORKERS_OFF)
@@ -257,7 +257,7 @@ class Auth:
         if not self._allow_producer_as_worker:
             return None
         principal = _identify(self._producers, token)
-        return None if principal is None else _with_tenant(principal).as_worker()
+        return None if principal is None else _producer_at_work(principal)
 
 
 def _identify(provider: Provider | None, token: str) -> Principal | None:
@@ -286,9 +286,19 @@ def _with_tenant(principal: Principal) -> Principal:
     return principal
 
 
-def _complete_worker(principal: Principal) -> Principal:
+def _with_subject(principal: Principal) -> Principal:
+    """A lease is owned by a subject; without one it would be nobody's."""
     if not principal.subject:
         raise refused(errors.SUBJECT_MISSING)
+    return principal
+
+
+def _producer_at_work(principal: Principal) -> Principal:
+    return _with_tenant(_with_subject(principal)).as_worker()
+
+
+def _complete_worker(principal: Principal) -> Principal:
+    _with_subject(principal)
     if not principal.has_event_types:
         raise refused(errors.EVENT_TYPES_MISSING)
     if not principal.scopes:

@@ -30,6 +30,13 @@ EDGES = (
         "test_auth.py::test_T37_incomplete_worker_tokens",
     ),
     Mutant(
+        "subject-of-a-producer-at-work-not-required",
+        "codeq/server/auth.py",
+        "return _with_tenant(_with_subject(principal)).as_worker()",
+        "return _with_tenant(principal).as_worker()",
+        "test_auth.py::test_T37_a_producer_without_subject_is_no_worker",
+    ),
+    Mutant(
         "event-types-in-any-case",
         "codeq/server/auth.py",
         "dict.fromkeys(name.encode() for name in names if name and name != WILDCARD)",
