@@ -67,6 +67,7 @@ _CONTROL = r"\u0000-\u001f\u007f-\u009f"
 _BLANK = r"\t\n\u000b\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _INK = f"[^{_CONTROL}{_BLANK}]"
 COMMAND_PATTERN = f"^[{_BLANK}]*{_INK}(?:[^{_CONTROL}]{{0,254}}{_INK})?[{_BLANK}]*$"
+TENANT_PATTERN = "^[a-z][a-z0-9-]{1,62}$"
 TOPIC_NAME_PATTERN = "^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 BASE64_PATTERN = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2,3})?=*$"
 _COMMAND = _also(

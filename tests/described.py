@@ -249,7 +249,9 @@ async def bad_request(world: World, route: Route) -> httpx.Response:
         return await world.send(route, b"{")
     if "{command}" in route.path:
         return await world.send(route, command="%20")
-    return await world.send(route, query="?limit=0")
+    if any(parameter.name == "limit" for parameter in route.parameters):
+        return await world.send(route, query="?limit=0")
+    return await world.send(route, query="?tenant=NOT-ONE")
 
 
 async def until_limited(world: World, route: Route) -> httpx.Response:

@@ -157,6 +157,31 @@ def test_the_server_serves_its_description_and_a_page(server: Server) -> None:
     assert httpx.post(f"{base}/docs").status_code == 404
 
 
+def names_a_tenant(route: Route) -> bool:
+    return any(parameter.name == "tenant" for parameter in route.parameters)
+
+
+@pytest.mark.parametrize("route", list(filter(names_a_tenant, TABLE)), ids=title)
+def test_T36_what_can_be_no_tenant_is_refused_and_nothing_is_stored(
+    tmp_path: Path, route: Route
+) -> None:
+    """Names stand in the keys of the store between NULs."""
+
+    async def run() -> None:
+        async with world(tmp_path) as here:
+            before = list(here.node.shard._store.scan(b"", b"\xff"))
+            for name in ("a", "Abc", "a%00b", f"{TENANT}%00", f"{TENANT}%0A", "a+b", "x" * 64):
+                query = f"?deletionPolicy=Delete&tenant={name}"
+                response = await here.send(route, query=query)
+                assert (response.status_code, response.json()["error"]) == (400, "invalid tenant")
+                DOCUMENT.check(route, response)
+            assert list(here.node.shard._store.scan(b"", b"\xff")) == before
+            empty = await here.send(route, query="?deletionPolicy=Delete&tenant=")
+            assert empty.status_code != 400, empty.text
+
+    asyncio.run(run())
+
+
 # --- who is kept out
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from codeq import errors
 from codeq.errors import CodeqError, Refusal
-from codeq.model import BLANKS
+from codeq.model import BLANKS, TENANT_PATTERN
 
 SCOPE_CLAIM = "codeq:claim"
 SCOPE_HEARTBEAT = "codeq:heartbeat"
@@ -29,7 +29,7 @@ SCOPE_OPERATOR = "codeq:operator"
 WILDCARD = "*"
 
 TENANT_CLAIMS = ("tid", "tenantId", "tenant_id", "organizationId", "organization_id")
-_TENANT = re.compile(r"[a-z][a-z0-9-]{1,62}", re.ASCII)
+_TENANT = re.compile(TENANT_PATTERN, re.ASCII)
 
 #: How often one request or stream waits for keys before it is refused as unavailable: each of at
 #: most two providers of four may have one set to fetch
@@ -132,7 +132,12 @@ def tenant_of(claims: dict[str, Any], subject: str) -> str:
         named = [subject]
     tenants = {value.strip() if isinstance(value, str) else "" for value in named}
     tenant = tenants.pop()
-    return tenant if not tenants and _TENANT.fullmatch(tenant) else ""
+    return tenant if not tenants and is_tenant(tenant) else ""
+
+
+def is_tenant(text: str) -> bool:
+    """Whether this can be the name of a tenant. The layout of the store relies on it."""
+    return _TENANT.fullmatch(text) is not None
 
 
 def words(value: Any) -> list[str]:

@@ -25,6 +25,7 @@ from codeq.errors import (
     LIMIT_INVALID,
     STATE_INVALID,
     STATUS_INVALID,
+    TENANT_NAME_INVALID,
 )
 from codeq.model import (
     BLANKS,
@@ -47,7 +48,7 @@ from codeq.model import (
     parse_rfc3339,
     rfc3339,
 )
-from codeq.server.auth import Principal
+from codeq.server.auth import Principal, is_tenant
 from codeq.server.limits import CLEANUP
 from codeq.server.request import (
     Edge,
@@ -90,10 +91,13 @@ Counting = Callable[[str, str, Sequence[str] | None, int, Callable[[int], None]]
 
 
 def seen(request: Request, principal: Principal) -> str | None:
-    """The tenant whose things are shown; None is every tenant."""
+    """The tenant whose things are shown; None is every tenant. Refuses what can be none."""
     if not principal.is_operator:
         return principal.tenant
-    return request.parameter(b"tenant") or None
+    named = request.parameter(b"tenant")
+    if named and not is_tenant(named):
+        raise refuse(TENANT_NAME_INVALID)
+    return named or None
 
 
 def one_tenant(request: Request, principal: Principal) -> str:
@@ -307,8 +311,9 @@ async def cleanup(edge: Edge, request: Request, principal: Principal) -> Reply:
         raise refuse(BEFORE_INVALID)
     limit = body.limit or 0
     limit = min(limit, CLEANUP_LIMIT_MAX) if limit > 0 else CLEANUP_LIMIT_DEFAULT
+    tenant = one_tenant(request, principal)
     edge.require_ready()
     edge.limits.admit(CLEANUP, principal)
     answer, done = promise(edge.loop)
-    edge.shard.cleanup.run(one_tenant(request, principal), before_ms, limit, done)
+    edge.shard.cleanup.run(tenant, before_ms, limit, done)
     return Reply(200, encode(Cleaned(await answer, rfc3339(before_ms), limit)))

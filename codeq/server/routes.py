@@ -144,7 +144,9 @@ _TRACE = (
     Parameter("tracestate", {"type": "string"}, "Kept with the task.", "header"),
 )
 _TENANT = Parameter(
-    "tenant", {"type": "string"}, "Operators only: the tenant that is meant; without it all."
+    "tenant",
+    {"type": "string", "pattern": f"^$|{model.TENANT_PATTERN}"},
+    "Operators only: the tenant that is meant; without it all.",
 )
 _TENANT_CHANGED = _TENANT._replace(
     description="Operators only: the tenant whose queue is meant; without it the own."
@@ -644,6 +646,8 @@ def refusals_of(route: Route | Open) -> list[Refusal]:
         rows += [*route.access.refusals, no.INTERNAL]
         if route.body_read:
             rows += [no.BODY_TOO_LARGE, no.BODY_STALLED, no.BYTES_SPENT]
+        if any(parameter.name == _TENANT.name for parameter in route.parameters):
+            rows.append(no.TENANT_NAME_INVALID)
         if route.takes is not None:
             rows.append(route.body_invalid)
     return sorted(dict.fromkeys(rows), key=lambda row: row.http)

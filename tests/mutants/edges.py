@@ -23,6 +23,13 @@ EDGES = (
     ),
     # --- tokens
     Mutant(
+        "operator-names-any-tenant",
+        "codeq/server/rest_admin.py",
+        "    if named and not is_tenant(named):\n",
+        "    if named is None:\n",
+        "test_openapi.py::test_T36_what_can_be_no_tenant_is_refused_and_nothing_is_stored",
+    ),
+    Mutant(
         "subject-of-a-worker-not-required",
         "codeq/server/auth.py",
         "    if not principal.subject:\n",
