@@ -67,6 +67,8 @@ def test_missing_header() -> None:
         ({"organizationId": 5}, "shop", ""),
         ({"tid": None}, "shop", ""),
         ({"tid": "shop\n"}, "x", "shop"),
+        ({"tid": "\u3000shop\x85"}, "x", "shop"),
+        ({"tid": "shop\x1f"}, "x", ""),
         ({"tid": "sh\u00f6p"}, "x", ""),
         ({"tid": "shop", "unrelated": "other"}, "x", "shop"),
     ],

@@ -14,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from codeq.model import BLANKS
 from codeq.server.auth import WORKER_SCOPES, Principal
 
 from .conftest import PREFIX, Tokens, refusal
+from .lines import FakePrincipal, House, Line
 from .receiver import Sender, names, receiver, sender
 
 PATH = "/workers/subscriptions"
@@ -117,6 +119,72 @@ def test_T45_T48_what_a_subscription_names_is_bounded_as_commands_are(tmp_path: 
             assert node.shard.subscriptions.active() == {}
             await subscribe(worker, eventTypes=[f" {longest}\u3000", "", "job"])
             assert node.shard.subscriptions.active() == {longest: 1, "job": 1}
+
+    asyncio.run(run())
+
+
+async def read(node: Sender, line: Line) -> Any:
+    """The next message of a stream."""
+    found: list[Any] = []
+
+    def came() -> bool:
+        found.append(line.read())
+        return found[-1] is not None
+
+    await node.until(came)
+    return found[-1]
+
+
+@pytest.mark.parametrize("blank", [*BLANKS, " \t\u3000"], ids=ascii)
+def test_T43_odd_blanks_name_the_same_queue_on_every_surface(tmp_path: Path, blank: str) -> None:
+    async def run() -> None:
+        async with sender(tmp_path) as node, client(node) as worker:
+            odd = f"{blank}job{blank}"
+            path = f"{PATH}/{await subscribe(worker, eventTypes=[odd])}/heartbeat"
+            house = House(node.shard)
+            house.auth.tokens["token"] = FakePrincipal(tenant="shop")
+            line, producer = house.worker(), house.producer()
+            producer.create(1, odd)
+            line.ready(odd)
+            assert (await read(node, line)).task.task.command == "job"
+            assert (await read(node, producer)).create_ack.ok
+            await create(worker, odd)
+            told = (await worker.post(path)).json()["available"]
+            assert told == [{"eventType": "job", "queueDepth": 1}]
+            claimed = await worker.post("/tasks/claim", json={"commands": [odd]})
+            assert claimed.json()["command"] == "job"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("other", ["\x1c", "\x1d", "\x1e", "\x1f", "\u200b", "\ufeff"], ids=ascii)
+def test_T43_what_is_no_blank_names_another_queue_on_every_surface(
+    tmp_path: Path, other: str
+) -> None:
+    async def run() -> None:
+        async with sender(tmp_path) as node, client(node) as worker:
+            odd = f"{other}job{other}"
+            await create(worker, "job")
+            house = House(node.shard)
+            house.auth.tokens["token"] = FakePrincipal(tenant="shop")
+            line = house.worker()
+            line.ready(odd)
+            nothing = await worker.post("/tasks/claim", json={"commands": [odd]})
+            assert nothing.status_code == 204
+            await node.drained()
+            assert line.read() is None
+            named = await worker.post(PATH, json={"eventTypes": [odd]})
+            assert named.status_code == (400 if other < " " else 200), "a control character"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("field", ["groupId", "deliveryMode", "callbackUrl"])
+def test_separators_are_no_blanks_of_a_subscription(tmp_path: Path, field: str) -> None:
+    async def run() -> None:
+        async with sender(tmp_path) as node, client(node) as worker:
+            answer = await worker.post(PATH, json={"deliveryMode": "group", field: "\x1c"})
+            assert answer.status_code == (200 if field == "groupId" else 400), answer.text
 
     asyncio.run(run())
 

@@ -34,7 +34,10 @@ def test_hello_ack_names_tenant_and_subject() -> None:
     assert line.session.status is None
 
 
-@pytest.mark.parametrize(("sent", "used"), [("  w7 ", "w7"), ("", "sub"), ("   ", "sub")])
+@pytest.mark.parametrize(
+    ("sent", "used"),
+    [("  w7 ", "w7"), ("\u3000w7\x85", "w7"), ("", "sub"), ("   ", "sub"), ("\x1cw7", "\x1cw7")],
+)
 def test_worker_id_is_that_of_hello_else_the_subject(sent: str, used: str) -> None:
     line = make_house().worker(token=None)
     line.send(hello=workerpb.Hello(token="token", worker_id=sent))

@@ -16,6 +16,7 @@ from codeq import model
 from codeq.client.http import Bearer, Caller, NotEnded, members, read
 from codeq.errors import CodeqError
 from codeq.model import (
+    BLANKS,
     BackupMade,
     Cleaned,
     GivenBack,
@@ -185,7 +186,7 @@ class Client:
             "POST /tasks",
             bearer=self._producer,
             body=body,
-            repeatable=bool(idempotency_key.strip()),
+            repeatable=bool(idempotency_key.strip(BLANKS)),
             headers=_trace(trace_parent, trace_state),
         )
 
@@ -202,7 +203,7 @@ class Client:
             "POST /tasks/batch",
             bearer=self._producer,
             body=[members(body) for body in bodies],
-            repeatable=all((body.idempotency_key or "").strip() for body in bodies),
+            repeatable=all((body.idempotency_key or "").strip(BLANKS) for body in bodies),
             headers=_trace(trace_parent, trace_state),
         )
         return [item.task or CodeqError(item.code, item.message) for item in items]

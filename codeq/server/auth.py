@@ -91,7 +91,7 @@ class Principal:
         email: str = "",
         expires_ms: int | None = None,
     ) -> None:
-        self.subject = subject.strip()
+        self.subject = subject.strip(BLANKS)
         self.email = email
         self.expires_ms = expires_ms
         self.scopes = frozenset(scopes)
@@ -103,7 +103,7 @@ class Principal:
         )
         self.tenant = tenant_of(claims, self.subject)
         role = claims.get("role")
-        is_admin_role = isinstance(role, str) and role.strip().upper() == "ADMIN"
+        is_admin_role = isinstance(role, str) and role.strip(BLANKS).upper() == "ADMIN"
         self.is_operator = SCOPE_OPERATOR in self.scopes
         self.is_admin = SCOPE_ADMIN in self.scopes or self.is_operator or is_admin_role
 
@@ -130,7 +130,7 @@ def tenant_of(claims: dict[str, Any], subject: str) -> str:
     named = [claims[name] for name in TENANT_CLAIMS if name in claims]
     if not named:
         named = [subject]
-    tenants = {value.strip() if isinstance(value, str) else "" for value in named}
+    tenants = {value.strip(BLANKS) if isinstance(value, str) else "" for value in named}
     tenant = tenants.pop()
     return tenant if not tenants and is_tenant(tenant) else ""
 

@@ -20,6 +20,7 @@ import msgspec
 from jwt.api_jws import PyJWS
 
 from codeq import errors
+from codeq.model import BLANKS
 from codeq.server.auth import (
     AuthError,
     KeysAwaited,
@@ -324,7 +325,7 @@ class JwksProvider:
 
     def _verify(self, token: str) -> Principal:
         """Looks at the claims first: a token that is not meant for here asks for no keys."""
-        text = token.strip()
+        text = token.strip(BLANKS)
         header, claims = _parts(text)
         principal = self._principal(claims)
         key = self._source.find(header["kid"], header["alg"])

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from codeq.config import Config, ConfigError
 from codeq.engine.clock import Clock
-from codeq.model import INT32_MAX, parse_duration_ns
+from codeq.model import BLANKS, INT32_MAX, parse_duration_ns
 from codeq.server.auth import Auth, AuthError, Principal, Provider, unauthenticated, words
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class StaticProvider:
         if not isinstance(given, dict):
             raise ConfigError(key, "static needs a token")
         _known(key, given, "token", "subject", "email", "scopes", "eventTypes", "raw")
-        self._token = _text(key, given, "token", "").strip().encode()
+        self._token = _text(key, given, "token", "").strip(BLANKS).encode()
         if not self._token:
             raise ConfigError(f"{key}.token", "is missing")
         raw = given.get("raw") or {}
@@ -49,7 +49,7 @@ class StaticProvider:
 
     def identify(self, token: str) -> Principal:
         """The one bearer; compared in constant time."""
-        if hmac.compare_digest(token.strip().encode(), self._token):
+        if hmac.compare_digest(token.strip(BLANKS).encode(), self._token):
             return self._principal
         raise unauthenticated("invalid token")
 

@@ -17,10 +17,9 @@ from typing import NamedTuple
 from codeq import errors
 from codeq.config import Config
 from codeq.engine.shard import ClaimRequest, Delivery, Shard, Waiter
+from codeq.model import BLANKS, COMMAND_BYTES_MAX, COMMANDS_MAX
 from codeq.server.auth import Principal
 
-COMMAND_BYTES_MAX = 256
-COMMANDS_MAX = 100
 PARKED_MAX = 64
 PARKED_BYTES = 512 * 1024
 #: What an assignment adds to each stored task (status, lease end, attempts, update time, lengths),
@@ -228,7 +227,7 @@ class Readys:
 
 def _allowed(names: tuple[bytes, ...], principal: Principal) -> tuple[bytes, ...]:
     """The commands trimmed, without blank and repeated ones; raises ReadyRefused."""
-    trimmed = dict.fromkeys(name.decode().strip().encode() for name in names)
+    trimmed = dict.fromkeys(name.decode().strip(BLANKS).encode() for name in names)
     trimmed.pop(b"", None)
     if not trimmed or not all(map(principal.may_claim, trimmed)):
         raise ReadyRefused("PermissionDenied", "event type not allowed")

@@ -207,7 +207,7 @@ def _lease_ms(edge: Edge, seconds: int | None) -> int:
 
 def _worker_id(text: str | None) -> str:
     """The worker id named in a body; empty when none is."""
-    name = (text or "").strip()
+    name = (text or "").strip(BLANKS)
     if len(name.encode()) > WORKER_ID_BYTES_MAX:
         raise Refused(_REFUSALS[errors.WORKER_ID_INVALID.number or 0])
     return name
@@ -375,7 +375,7 @@ class Batch:
             result=None if sent in (b"", b"null") else sent,
             error=(item.error or "").encode(),
             artifacts=kept,
-            worker=(item.worker_id or "").strip().encode(),
+            worker=(item.worker_id or "").strip(BLANKS).encode(),
         )
         self._places.append((finishes, index))
 
@@ -418,6 +418,6 @@ def _looked_at(item: ResultBody | None, artifacts_max: int) -> tuple[Refusal | N
     """(refusal or None, artifacts as stored) of an item, before the task is looked for."""
     if item is None:
         return errors.BODY_INVALID, b""
-    if len((item.worker_id or "").strip().encode()) > WORKER_ID_BYTES_MAX:
+    if len((item.worker_id or "").strip(BLANKS).encode()) > WORKER_ID_BYTES_MAX:
         return errors.WORKER_ID_INVALID, b""
     return artifacts.kept(item.artifacts or [], artifacts_max)

@@ -51,7 +51,7 @@ async def subscribe(edge: Edge, request: Request, principal: Principal) -> Reply
     """POST /workers/subscriptions"""
     body = decode(_subscribe, await request.body(edge) or b"{}")
     edge.require_ready()
-    url = (body.callback_url or "").strip()
+    url = (body.callback_url or "").strip(BLANKS)
     if url and not edge.shard.target_valid(url):
         raise refuse(errors.CALLBACK_INVALID)
     mode = _mode(body.delivery_mode)
@@ -113,14 +113,14 @@ async def heartbeat(edge: Edge, request: Request, principal: Principal) -> Reply
 
 
 def _mode(text: str | None) -> Mode:
-    mode = (text or "").strip() or "fanout"
+    mode = (text or "").strip(BLANKS) or "fanout"
     if mode not in DELIVERY_MODES:
         raise refuse(errors.MODE_INVALID)
     return cast(Mode, mode)
 
 
 def _group(text: str | None, mode: Mode) -> str:
-    group = (text or "").strip()
+    group = (text or "").strip(BLANKS)
     if mode == "group" and not group:
         raise refuse(errors.GROUP_REQUIRED)
     if len(group.encode()) > GROUP_BYTES_MAX:

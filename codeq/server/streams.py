@@ -20,6 +20,7 @@ from codeq import errors
 from codeq.config import Config
 from codeq.engine import _wire
 from codeq.engine.shard import Shard
+from codeq.model import BLANKS, WORKER_ID_BYTES_MAX
 from codeq.server.auth import (
     KEY_WAITS_MAX,
     Auth,
@@ -30,7 +31,6 @@ from codeq.server.auth import (
 from codeq.server.limits import CLAIM, CREATE_TASK, Limits, Operation, RateLimited
 from codeq.server.readys import Assignment, ReadyRefused, Readys
 
-WORKER_ID_BYTES_MAX = 256
 #: Assignments go before acknowledgements of results, which nobody waits for, so that more of these
 #: share a message; but not for longer than it takes to write so much.
 ASSIGNED_BYTES_MAX = 8192
@@ -491,7 +491,7 @@ class ProducerSession(Session):
 
     def _welcome(self, event: object) -> tuple[Principal, bytes]:
         token = cast(str, event)
-        if not token.strip():
+        if not token.strip(BLANKS):
             raise HelloRefused("UNAUTHENTICATED", "missing token")
         principal = self._edge.auth.producer(token)
         return principal, _wire.encode_producer_hello_ack(principal.tenant, principal.subject)
@@ -560,10 +560,10 @@ class WorkerSession(Session):
 
     def _welcome(self, event: object) -> tuple[Principal, bytes]:
         token, worker_id = cast(tuple[str, str], event)
-        if not token.strip():
+        if not token.strip(BLANKS):
             raise AuthError("unauthenticated", "missing token")
         principal = self._edge.auth.worker(token)
-        self._named = worker_id.strip()
+        self._named = worker_id.strip(BLANKS)
         if len(self._named.encode()) > WORKER_ID_BYTES_MAX:
             raise HelloRefused("INVALID_ARGUMENT", errors.WORKER_ID_INVALID.message)
         self._subject = principal.subject

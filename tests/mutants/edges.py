@@ -53,8 +53,8 @@ EDGES = (
     Mutant(
         "static-token-compared-early-out",
         "codeq/server/providers.py",
-        "if hmac.compare_digest(token.strip().encode(), self._token):",
-        "if token.strip().encode() == self._token:",
+        "if hmac.compare_digest(token.strip(BLANKS).encode(), self._token):",
+        "if token.strip(BLANKS).encode() == self._token:",
         "test_auth.py::test_T42_tokens_are_compared_in_constant_time",
     ),
     Mutant(

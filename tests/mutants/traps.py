@@ -296,6 +296,14 @@ TRAPS = (
         "test_sessions.py::test_T46_count_and_lease_of_a_ready_are_cut",
     ),
     Mutant(
+        "separators-trimmed-from-a-ready",
+        "codeq/server/readys.py",
+        "name.decode().strip(BLANKS)",
+        "name.decode().strip()",
+        "test_rest_subscriptions.py::"
+        "test_T43_what_is_no_blank_names_another_queue_on_every_surface",
+    ),
+    Mutant(
         "waiting-readys-not-bounded",
         "codeq/server/readys.py",
         "return self._open > streams.readys_max or",
