@@ -306,6 +306,47 @@ def test_long_poll_that_brings_nothing(node: Node) -> None:
     assert node.shard.subscriptions._polls == {}
 
 
+def pause(node: Node, command: str = "job", *, resume: bool = False) -> None:
+    change = node.shard.queues.resume if resume else node.shard.queues.pause
+    change("t", command, lambda: None)
+    node.settle()
+
+
+@pytest.mark.parametrize("commands", [None, ("job", "other")])
+def test_a_paused_queue_is_told_when_it_is_resumed(
+    node: Node, commands: tuple[str, ...] | None
+) -> None:
+    told = Told(node)
+    add(node, "a", commands=commands)
+    pause(node)
+    node.create()
+    assert told.take() == [], "a claim would get nothing"
+    ((_, at_once),) = renew(node, "a")[0]
+    assert at_once == []
+    got, _ = renew(node, "a", wait_ms=20_000)
+    node.create()
+    assert got == []
+    pause(node, resume=True)
+    ((_, available),) = got
+    assert available == [("job", 2)]
+    assert told.all == [("a", "job", 2)]
+
+
+def test_a_queue_paused_within_the_interval_is_told_when_it_is_resumed(node: Node) -> None:
+    told = Told(node)
+    add(node, "a", interval_ms=5_000)
+    node.create()
+    node.create()
+    pause(node)
+    told.take()
+    node.advance(5_000)
+    assert told.take() == []
+    node.restart()
+    told = Told(node)
+    pause(node, resume=True)
+    assert told.all == [("a", "job", 2)]
+
+
 def test_long_poll_given_up(node: Node) -> None:
     add(node, "a", url="")
     got, poll = renew(node, "a", wait_ms=20_000)

@@ -166,7 +166,8 @@ class Shard:
         self.cleanup = Cleanup(engine, store, clock, runner, self.journal)
         self.deliveries = Deliveries(engine, store, runner, self.journal)
         self.subscriptions = Subscriptions(
-            engine, store, runner, self.journal, clock, settings.subscription_cleanup_seconds * 1000
+            *(engine, store, runner, self.journal, clock, self._pauses),
+            settings.subscription_cleanup_seconds * 1000,
         )
         self.backups = Backups(
             settings.backup_dir, store, clock, runner, settings.disk_reserve_bytes

@@ -4,7 +4,8 @@ A subscription stands in the store under `ps` + its id and ends with its time to
 group in which queues got tasks asks here once, and only when there are subscriptions; those told
 are told after that group is synced. Between two notifications of one subscription lies at least its
 interval. What becomes ready meanwhile is not lost: one of these queues is told when the interval is
-over, if it still has work then.
+over, if it still has work then. A paused queue has no work for anybody; it is told when it is
+resumed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 from codeq.engine._engine import Engine
 from codeq.engine.clock import Clock
 from codeq.engine.journal import Journal, Runner
+from codeq.engine.pauses import Pauses
 from codeq.engine.store import Store
 from codeq.errors import StoreError
 
@@ -109,9 +111,11 @@ class Subscriptions:
         runner: Runner,
         journal: Journal,
         clock: Clock,
+        pauses: Pauses,
         cleanup_ms: int,
     ) -> None:
         self._engine = engine
+        self._pauses = pauses
         self._runner = runner
         self._journal = journal
         self._clock = clock
@@ -245,12 +249,17 @@ class Subscriptions:
     def _available(self, subscription: Subscription, may: Callable[[bytes], bool]) -> Available:
         tenant = subscription.tenant.encode()
         if subscription.commands is None:
-            rows = [(row[1], row[2]) for row in self._engine.queues(tenant)]
+            names = [row[1] for row in self._engine.queues(tenant) if row[2]]
         else:
             names = [name.encode() for name in subscription.commands]
-            rows = [(name, self._engine.ready_count(tenant, name)) for name in names]
+        rows = [(name, self._work(tenant, name)) for name in names]
         found = [(name.decode("utf-8", "replace"), n) for name, n in rows if n and may(name)]
         return found[:AVAILABLE_MAX]
+
+    def _work(self, tenant: bytes, command: bytes) -> int:
+        """Tasks of the queue that a claim could take."""
+        paused = (tenant, command) in self._pauses
+        return 0 if paused else self._engine.ready_count(tenant, command)
 
     # --- a group of commits brought tasks
 
@@ -260,7 +269,7 @@ class Subscriptions:
         ready = []
         for tenant, command in queues:
             if self._listens((tenant, command)) or self._listens((tenant, None)):
-                count = self._engine.ready_count(tenant, command)
+                count = self._work(tenant, command)
                 if count:
                     ready.append((tenant, command, count))
         if ready:
@@ -354,7 +363,7 @@ class Subscriptions:
             command = next(iter(member.waiting))
             del member.waiting[command]
             self._quiet.pop((tenant, command), None)
-            count = self._engine.ready_count(tenant, command)
+            count = self._work(tenant, command)
             if count:
                 member.busy = True
                 self._journal.after(partial(self._send, member, command, count))

@@ -7,6 +7,13 @@ from tests.mutants.mutant import Mutant
 CALLBACKS = (
     # --- webhooks and subscriptions
     Mutant(
+        "paused-queue-told",
+        "codeq/engine/subscriptions.py",
+        "        return 0 if paused else self._engine",
+        "        return self._engine",
+        "test_subscriptions.py::test_a_paused_queue_is_told_when_it_is_resumed",
+    ),
+    Mutant(
         "subscription-names-anything",
         "codeq/server/rest_subscriptions.py",
         "    if not all(map(is_command, commands)):\n",
