@@ -190,6 +190,26 @@ class World:
 
     async def stalled(self, route: Route) -> httpx.Response:
         """The answer to a request whose body does not come."""
+        waits = asyncio.Event()
+
+        async def receive() -> Any:
+            waits.set()
+            await asyncio.Event().wait()
+
+        call = asyncio.create_task(self._answer(route, receive))
+        await waits.wait()
+        self.node.app.cut()
+        return await call
+
+    async def cut(self, route: Route) -> httpx.Response:
+        """The answer to a request whose body ends early, or has malformed chunks."""
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        return await self._answer(route, receive)
+
+    async def _answer(self, route: Route, receive: Callable[[], Awaitable[Any]]) -> httpx.Response:
         path = route.path.format(**NAMES)
         scope = {
             "type": "http",
@@ -199,19 +219,11 @@ class World:
             "headers": [(b"authorization", f"Bearer {TENANT}/all".encode())],
         }
         sent: list[Any] = []
-        waits = asyncio.Event()
-
-        async def receive() -> Any:
-            waits.set()
-            await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        call = asyncio.create_task(self.node.app(scope, receive, send))
-        await waits.wait()
-        self.node.app.cut()
-        await call
+        await self.node.app(scope, receive, send)
         return httpx.Response(
             sent[0]["status"], headers=sent[0]["headers"], content=sent[1]["body"]
         )
@@ -247,6 +259,8 @@ Had = Callable[[World, Route], Awaitable[httpx.Response]]
 async def bad_request(world: World, route: Route) -> httpx.Response:
     if route.takes is not None:
         return await world.send(route, b"{")
+    if route.body_read:
+        return await world.cut(route)
     if "{command}" in route.path:
         return await world.send(route, command="%20")
     if any(parameter.name == "limit" for parameter in route.parameters):

@@ -56,6 +56,17 @@ def test_T54_each_listed_status_is_answered_and_each_reply_is_as_described(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("route", [one for one in TABLE if one.body_read], ids=title)
+def test_T48_T54_a_body_that_is_cut_off_is_answered_as_listed(tmp_path: Path, route: Route) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as here:
+            response = await here.cut(route)
+            assert (response.status_code, response.json()["error"]) == (400, "invalid body")
+            DOCUMENT.check(route, response)
+
+    asyncio.run(run())
+
+
 def test_T54_what_a_route_is_known_to_answer_is_listed() -> None:
     for (what, status), _ in APART.items():
         assert status in DOCUMENT.statuses(ROUTES[what]), f"{what}: list {status}"

@@ -84,7 +84,6 @@ class Route(Struct, frozen=True, eq=False):
     #: Whether the body may be left out, and whether one is read at all
     body_optional: bool = False
     body_read: bool = True
-    body_invalid: Refusal = no.BODY_INVALID
 
 
 class Open(Struct, frozen=True, eq=False):
@@ -577,7 +576,6 @@ _TOPICS = (
         sample={"priorityTiers": [0, 5], "maxAttempts": 3, "deadLetterTopicRef": "send-dead"},
         refusals=(no.TOPIC_BODY_INVALID, no.TOPIC_INVALID, no.TOPICS_UNAVAILABLE),
         parameters=(_TENANT_CHANGED,),
-        body_invalid=no.TOPIC_BODY_INVALID,
     ),
     Route(
         "GET",
@@ -645,9 +643,8 @@ def refusals_of(route: Route | Open) -> list[Refusal]:
     if isinstance(route, Route):
         rows += [*route.access.refusals, no.INTERNAL]
         if route.body_read:
-            rows += [no.BODY_TOO_LARGE, no.BODY_STALLED, no.BYTES_SPENT]
+            # A body that is only dropped can end early or have malformed chunks, too
+            rows += [no.BODY_INVALID, no.BODY_TOO_LARGE, no.BODY_STALLED, no.BYTES_SPENT]
         if any(parameter.name == _TENANT.name for parameter in route.parameters):
             rows.append(no.TENANT_NAME_INVALID)
-        if route.takes is not None:
-            rows.append(route.body_invalid)
     return sorted(dict.fromkeys(rows), key=lambda row: row.http)

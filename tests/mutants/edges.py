@@ -21,6 +21,14 @@ EDGES = (
         "test_artifacts.py::"
         "test_T32_T60_artifacts_of_a_batch_survive_a_restart_and_keep_to_their_tenant",
     ),
+    # --- answers that are listed
+    Mutant(
+        "cut-bodies-not-listed",
+        "codeq/server/routes.py",
+        "rows += [no.BODY_INVALID, no.BODY_TOO_LARGE,",
+        "rows += [no.BODY_TOO_LARGE,",
+        "test_openapi.py::test_T48_T54_a_body_that_is_cut_off_is_answered_as_listed",
+    ),
     # --- tokens
     Mutant(
         "operator-names-any-tenant",
