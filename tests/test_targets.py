@@ -63,7 +63,24 @@ def test_public_addresses(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST.", "127.1", "0x7f000001", "2130706433", "017700000001"]
+    "host",
+    [
+        "localhost",
+        "LOCALHOST.",
+        "127.1",
+        "0x7f000001",
+        "2130706433",
+        "017700000001",
+        "127.0.0.1.",
+        "10.0.0.1\uff0e",
+        "\uff11\uff12\uff17.0.0.1",
+        "127\u30020\u30020\uff611",
+        "\u2460\u2461\u2466.0.0.1\u3002",
+        "127.\u00ad0.0.1",
+        "127.0.0.1\ufe0f",
+        "\u24db\u24de\u24d2\u24d0\u24db\u24d7\u24de\u24e2\u24e3",
+        "0\uff587f.1",
+    ],
 )
 def test_T38_other_ways_to_write_them(host: str) -> None:
     assert not targets.is_valid(f"http://{host}/", private=False)
@@ -81,10 +98,46 @@ def test_T38_other_ways_to_write_them(host: str) -> None:
         "http://h:99999/",
         "http://a b/",
         "http://[x/",
+        "http://[x]/",
+        "http://[v1.x]/",
+        "http://./",
+        "http://../",
+        "http://\u3002/",
+        "http://a..b/",
+        "http://.a/",
+        "http://a../",
+        "http://a\uff0e\u3002b/",
+        "http://%31%32%37.0.0.1/",
+        "http://a%2eb/",
+        "http://a\\b/",
+        "http://a\u00a0b/",
+        "http://a\u3000/",
+        "http://a\x9fb/",
+        "http://a<b/",
     ],
 )
 def test_what_is_no_target(url: str) -> None:
     assert not targets.is_valid(url, private=True)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "example.com",
+        "example.com.",
+        "my_service",
+        "bücher.example",
+        "BÜCHER.example.",
+        "例え.テスト",
+        "例え。テスト",
+        "xn--bcher-kva.example",
+        "نامه\u200cای.example",
+        "\U0001e900.example",
+        "3com.example",
+    ],
+)
+def test_names_of_any_script_are_targets(host: str) -> None:
+    assert targets.is_valid(f"https://{host}:8443/hook", private=False)
 
 
 async def outcome(node: Sender, url: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from urllib.parse import urlsplit
+import unicodedata
+from urllib.parse import SplitResult, urlsplit
 
 URL_BYTES_MAX = 2048
 #: Networks whose addresses lead to an IPv4 address that they contain, and at which bit it begins:
@@ -18,6 +19,9 @@ _NEVER = tuple(
     ipaddress.IPv6Network(network)
     for network in ("64:ff9b:1::/48", "2001::/32", "fec0::/10", "::/96")
 )
+#: Characters that stand in no name, beside white space and control characters. Who decodes ``%``
+#: would see another name than was checked.
+_NEVER_IN_A_NAME = frozenset("\\%<>^|")
 
 
 def is_valid(url: str, *, private: bool) -> bool:
@@ -27,12 +31,30 @@ def is_valid(url: str, *, private: bool) -> bool:
         return False
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, _ = _host(parts), parts.port
     except ValueError:
         return False
     if parts.scheme not in ("http", "https") or not host:
         return False
     return private or not is_private_literal(host)
+
+
+def _host(parts: SplitResult) -> str:
+    """The host as a resolver gets it in the end; empty when it can be neither name nor address."""
+    host = parts.hostname or ""
+    if "[" in parts.netloc:
+        return str(ipaddress.IPv6Address(host))
+    name = unicodedata.normalize("NFKC", host).replace("\u3002", ".").removesuffix(".")
+    if not all(name.split(".")) or any(map(_is_never_in_a_name, name)):
+        return ""
+    try:
+        return name.encode("idna").decode()
+    except UnicodeError:  # of a script that this table does not know, or too long: no address
+        return name
+
+
+def _is_never_in_a_name(char: str) -> bool:
+    return char in _NEVER_IN_A_NAME or char.isspace() or unicodedata.category(char) == "Cc"
 
 
 def is_public(address: str) -> bool:
@@ -66,7 +88,7 @@ def is_private_literal(host: str) -> bool:
         return not is_public(bare)
     except ValueError:
         pass
-    if bare.rstrip(".").lower() == "localhost":
+    if bare.lower() == "localhost":
         return True
     try:
         return not is_public(socket.inet_ntoa(socket.inet_aton(bare)))

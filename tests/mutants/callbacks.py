@@ -85,6 +85,13 @@ CALLBACKS = (
         "test_targets.py::test_T38_a_redirect_is_not_followed",
     ),
     Mutant(
+        "odd-forms-of-an-address-pass",
+        "codeq/engine/targets.py",
+        'unicodedata.normalize("NFKC", host).replace("\\u3002", ".")',
+        "host",
+        "test_targets.py::test_T38_other_ways_to_write_them",
+    ),
+    Mutant(
         "translated-addresses-pass",
         "codeq/engine/targets.py",
         "found.ipv4_mapped or _embedded(found)",
