@@ -342,6 +342,16 @@ def test_T42_a_bad_file_keeps_the_certificate_in_use(
     assert shown(server.http, trust) == shown(server.worker, trust) == "second"
 
 
+def test_a_hangup_without_tls_is_a_line_in_the_log(start_server: Callable[..., Server]) -> None:
+    server = start_server(LOG_FORMAT="json")
+    for number in (1, 2):
+        server.process.send_signal(signal.SIGHUP)
+        (*_, said) = wait_for_log(server, "SIGHUP", number)
+        assert "nothing to read" in said
+        assert httpx.get(f"http://{server.http}/readyz").status_code == 200
+    assert server.terminate() == 0
+
+
 # --- start
 
 

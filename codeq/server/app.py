@@ -434,6 +434,7 @@ async def _run(config: Config, warnings: list[str]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, _nothing_to_read)  # a node with TLS has its own
     sys.setswitchinterval(SWITCH_SECONDS)
     node = Node(config, _store_fault)
     ready = await node.start()
@@ -447,6 +448,10 @@ async def _run(config: Config, warnings: list[str]) -> int:
     await node.stop()
     log.info("stopped")
     return 0
+
+
+def _nothing_to_read() -> None:
+    log.info("SIGHUP: without TLS there is nothing to read again")
 
 
 def _calm_garbage_collector() -> None:
