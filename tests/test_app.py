@@ -384,6 +384,23 @@ def test_T48_bytes_that_are_no_http(server: Server) -> None:
     assert httpx.get(f"http://{server.http}/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [(1, 100, 200), (1, 101, 431), (65_534, 1, 404), (65_535, 1, 414)],
+)
+def test_T48_long_uris_and_many_headers_are_the_librarys_to_refuse(
+    server: Server, path: int, headers: int, status: int
+) -> None:
+    target = b"/healthz" if path == 1 else b"/" + b"a" * (path - 1)
+    more = b"".join(b"x-%d: 1\r\n" % number for number in range(1, headers))
+    host, port = server.http.split(":")
+    with socket.create_connection((host, int(port)), timeout=STOP_SECONDS) as connection:
+        connection.sendall(b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (target, more))
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"x-request-id: " in answer) == (status in (200, 404)), "bare"
+
+
 def test_T48_more_connections_than_the_default_of_the_library(server: Server) -> None:
     host, port = server.http.split(":")
     with ExitStack() as idle:

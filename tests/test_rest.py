@@ -115,6 +115,33 @@ def test_T60_any_json_result(
     assert b'"result":' + result + b"}" in read.content
 
 
+@pytest.mark.parametrize(("left", "right"), [(b"[", b"]"), (b'{"a":[', b"]}")])
+def test_how_deep_values_may_be_nested(
+    producer: httpx.Client, worker: httpx.Client, command: str, left: bytes, right: bytes
+) -> None:
+    def nested(levels: int) -> bytes:
+        count = levels // len(right)
+        return left * count + right * count
+
+    item = b'{"command":"' + command.encode() + b'","more":%b,"payload":%b}'
+    deepest, bottomless = nested(512), nested(100_000)
+    made = producer.post("/tasks", content=item % (deepest, deepest))
+    assert made.json()["payload"].encode() == deepest
+    batch = producer.post("/tasks/batch", content=b"[" + item % (deepest, deepest) + b"]")
+    assert batch.json()[0]["task"]["payload"].encode() == deepest
+    for path, form in (("", b"%b"), ("/batch", b"[%b]")):
+        for values in ((bottomless, b"1"), (b"1", bottomless)):
+            refused = producer.post(f"/tasks{path}", content=form % (item % values))
+            assert refusal(refused) == (400, "validation-error", "invalid body")
+    task_id = claim(worker, command)["id"]
+    result = b'{"status":"COMPLETED","result":%b}'
+    path = f"/tasks/{task_id}/result"
+    refused = worker.post(path, content=result % nested(514))
+    assert refusal(refused) == (400, "validation-error", "invalid result")
+    assert worker.post(path, content=result % deepest).status_code == 200
+    assert b'"result":' + deepest + b"}" in producer.get(path).content
+
+
 def test_completed_without_result_is_null(
     producer: httpx.Client, worker: httpx.Client, command: str
 ) -> None:
