@@ -131,7 +131,7 @@ def test_what_is_no_target(url: str) -> None:
         "例え.テスト",
         "例え。テスト",
         "xn--bcher-kva.example",
-        "نامه\u200cای.example",
+        "نامه\u200c\u0627ی.example",
         "\U0001e900.example",
         "3com.example",
     ],

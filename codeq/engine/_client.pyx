@@ -5,10 +5,10 @@ to the server.
 
 import msgspec
 
-from codeq import errors
+from codeq import errors, model
 from codeq.engine import _wire
 from codeq.errors import CodeqError
-from codeq.model import BLANKS, since_epoch_ms
+from codeq.model import since_epoch_ms
 
 cimport cython
 from libc.stdint cimport uint64_t
@@ -95,7 +95,7 @@ cdef class Item:
     cdef int read_more(self, task, bytes made_key) except -1:
         """The rarer fields."""
         key = task.idempotency_key
-        self.key = (key.strip(BLANKS).encode() if key else b"") or made_key
+        self.key = (key.strip(model.BLANKS).encode() if key else b"") or made_key
         self.create.priority = task.priority
         self.create.max_attempts = task.max_attempts
         self.create.delay_seconds = task.delay_seconds
