@@ -92,12 +92,12 @@ def test_every_field_and_kind_of_payload_arrives() -> None:
         await acknowledge(peer, creates)
         assert await calling == [task_id(n) for n in range(1, 8)]
         calling = spawn(producer.produce("größe", 1, priority=-7, webhook="https://h/x",
-                                         max_attempts=3, idempotency_key=" k ", run_at=at,
+                                         max_attempts=3, idempotency_key=" \x1ck ", run_at=at,
                                          delay_seconds=9))  # fmt: skip
         (create,) = creates_of(await peer.heard())
         assert (create.command, create.priority, create.webhook) == ("größe", -7, "https://h/x")
         assert (create.max_attempts, create.delay_seconds) == (3, 9)
-        assert create.idempotency_key == "k"
+        assert create.idempotency_key == "\x1ck", "trimmed as the server does"
         rounded_up = datetime(2030, 1, 2, 3, 4, 5, 679_000, UTC)
         assert create.run_at.ToDatetime(UTC) == rounded_up
         await acknowledge(peer, [create])
