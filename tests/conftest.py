@@ -117,7 +117,10 @@ INHERITED = ("PATH", "HOME", "LANG", "LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS
 
 
 def launch(
-    arguments: list[str], environ: dict[str, str], stderr_path: Path
+    arguments: list[str],
+    environ: dict[str, str],
+    stderr_path: Path,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[str]:
     """Starts ``python -m codeq`` with only these settings in its environment."""
     base = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -126,6 +129,7 @@ def launch(
             [sys.executable, "-m", "codeq", *arguments],
             cwd=ROOT,
             env={**base, **environ},
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import ssl
@@ -26,7 +27,7 @@ from codeq.server import http_server
 from codeq.server.tls import Certificates, Identity
 
 from .authority import NAME, Authority, Pair
-from .conftest import PREFIX, STOP_SECONDS, Server, dev_arguments, refusal
+from .conftest import PREFIX, STOP_SECONDS, Server, dev_arguments, launch, read_line, refusal
 from .test_app import assert_one_line, run
 
 LISTENERS = ("http", "producer", "worker")
@@ -350,6 +351,20 @@ def test_a_hangup_without_tls_is_a_line_in_the_log(start_server: Callable[..., S
         assert "nothing to read" in said
         assert httpx.get(f"http://{server.http}/readyz").status_code == 200
     assert server.terminate() == 0
+
+
+def test_a_server_without_tls_stops_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    ours, its = os.openpty()
+    try:
+        process = launch(dev_arguments(tmp_path), {}, tmp_path / "log", stdin=its)
+        assert read_line(process).startswith("ready ")
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(STOP_SECONDS) == 0
+    finally:
+        os.close(ours)
+        os.close(its)
+        process.kill()
+        process.communicate()
 
 
 # --- start

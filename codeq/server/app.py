@@ -434,7 +434,8 @@ async def _run(config: Config, warnings: list[str]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, _nothing_to_read)  # a node with TLS has its own
+    # Without TLS; a node with it has a handler of its own
+    loop.add_signal_handler(signal.SIGHUP, stopping.set if os.isatty(0) else _nothing_to_read)
     sys.setswitchinterval(SWITCH_SECONDS)
     node = Node(config, _store_fault)
     ready = await node.start()
