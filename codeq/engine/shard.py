@@ -166,7 +166,12 @@ class Shard:
         self.cleanup = Cleanup(engine, store, clock, runner, self.journal)
         self.deliveries = Deliveries(engine, store, runner, self.journal)
         self.subscriptions = Subscriptions(
-            *(engine, store, runner, self.journal, clock, self._pauses),
+            engine,
+            store,
+            runner,
+            self.journal,
+            clock,
+            self._pauses,
             settings.subscription_cleanup_seconds * 1000,
         )
         self.backups = Backups(
