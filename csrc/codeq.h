@@ -762,7 +762,8 @@ void cq_log_free(cq_engine *engine);
 uint8_t *cq_log_record(cq_engine *engine, int64_t at_ms, const cq_holder *holder, size_t bytes);
 uint8_t *cq_log_create(cq_engine *engine, size_t bytes); /* a created record needs no actor */
 void cq_log_wrote(cq_engine *engine, const uint8_t *end);
-cq_status cq_log_reserve_end(cq_engine *engine); /* room for what the end of one task adds */
+/* Room for what the end of this task adds. */
+cq_status cq_log_reserve_end(cq_engine *engine, const cq_slot *slot);
 /* A slot became final: its `ended_chunk` is known, its state is COMPLETED, FAILED or GONE. */
 void cq_log_final(cq_engine *engine, cq_slot *slot);
 void cq_log_webhook(cq_engine *engine, const cq_slot *slot, uint64_t ended_seq);

@@ -28,8 +28,8 @@
 #define ENTRY_FRAME 5 /* key length, value length */
 #define OWN_BYTES (8 + 8 + 8 + 4)
 #define WEBHOOK_KEY_BYTES (KEY_BYTES + 8)
-#define WEBHOOK_BYTES (1 + CQ_ID_BYTES + 8)
-#define WEBHOOK_VERSION 1
+#define WEBHOOK_BYTES (1 + CQ_ID_BYTES + 8 + 4) /* and the tenant */
+#define WEBHOOK_VERSION 3
 #define SEGMENT_VALUE_BYTES (8 + 4)
 
 static cq_status reserve(cq_buffer *buffer, size_t more)
@@ -299,11 +299,15 @@ static void put_head(cq_engine *engine)
 
 void cq_log_webhook(cq_engine *engine, const cq_slot *slot, uint64_t ended_seq)
 {
-    uint8_t *at = put_frame(&engine->log, 'w', ended_seq, WEBHOOK_KEY_BYTES, WEBHOOK_BYTES);
+    cq_bytes tenant = slot->queue->tenant->name;
+    size_t len = WEBHOOK_BYTES + tenant.len;
+    uint8_t *at = put_frame(&engine->log, 'w', ended_seq, WEBHOOK_KEY_BYTES, len);
     at = cq_put_be64(at, cq_id_number(slot->id));
     *at++ = WEBHOOK_VERSION;
     memcpy(at, slot->id, CQ_ID_BYTES);
-    cq_put_be64(at + CQ_ID_BYTES, slot->created_chunk);
+    at = cq_put_be64(at + CQ_ID_BYTES, slot->created_chunk);
+    at = cq_put_le(at, tenant.len, 4);
+    memcpy(at, tenant.ptr, tenant.len);
 }
 
 /* --- the end of a task ------------------------------------------------------------------------ */
@@ -314,10 +318,11 @@ static bool puts_entries(const cq_engine *engine)
     return !engine->loading || engine->salvaging;
 }
 
-cq_status cq_log_reserve_end(cq_engine *engine)
+cq_status cq_log_reserve_end(cq_engine *engine, const cq_slot *slot)
 {
     cq_log *log = &engine->log;
-    size_t entries = 2 * ENTRY_FRAME + KEY_BYTES + OWN_BYTES + WEBHOOK_KEY_BYTES + WEBHOOK_BYTES;
+    size_t entries = 2 * ENTRY_FRAME + KEY_BYTES + OWN_BYTES + WEBHOOK_KEY_BYTES + WEBHOOK_BYTES +
+                     slot->queue->tenant->name.len;
     if (reserve(&log->puts, entries) != CQ_DONE || cq_numbers_reserve(&log->closing, 1) != CQ_DONE)
         return CQ_NO_MEMORY;
     return cq_numbers_reserve(&log->ended, 1);
@@ -541,7 +546,7 @@ bool cq_log_straggler(cq_engine *engine, uint64_t *from, uint64_t *to)
 static cq_status carry_one(cq_engine *engine, cq_slot *slot, const cq_record *created)
 {
     cq_log *log = &engine->log;
-    if (cq_log_reserve_end(engine) != CQ_DONE)
+    if (cq_log_reserve_end(engine, slot) != CQ_DONE)
         return CQ_NO_MEMORY;
     uint8_t *to = cq_log_create(engine, cq_carried_size(slot, created));
     if (to == NULL)

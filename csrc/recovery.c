@@ -242,7 +242,7 @@ static cq_status load_returned(cq_engine *engine, cq_slot *slot, const cq_record
 
 static cq_status load_final(cq_engine *engine, cq_slot *slot, uint8_t state)
 {
-    if (cq_log_reserve_end(engine) != CQ_DONE || set_text(slot, (cq_bytes){0}) != CQ_DONE)
+    if (cq_log_reserve_end(engine, slot) != CQ_DONE || set_text(slot, (cq_bytes){0}) != CQ_DONE)
         return CQ_NO_MEMORY;
     slot->state = state;
     cq_log_final(engine, slot);

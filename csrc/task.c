@@ -279,7 +279,7 @@ static uint8_t *reserve_ending(cq_engine *engine, cq_slot *slot, const ending *h
 {
     CQ_ASSERT(how->state != CQ_DEAD || slot->heap_at != 0);
     *error = NULL;
-    if (cq_log_reserve_end(engine) != CQ_DONE || watch_reserve(engine) != CQ_DONE)
+    if (cq_log_reserve_end(engine, slot) != CQ_DONE || watch_reserve(engine) != CQ_DONE)
         return NULL;
     if (how->state == CQ_DEAD) {
         cq_order *dead_numbers = &slot->queue->dead_numbers;
@@ -522,7 +522,7 @@ cq_status cq_task_requeue(cq_engine *engine, const uint8_t *id, cq_bytes tenant,
 cq_status cq_slot_purge(cq_engine *engine, cq_slot *slot, int64_t now_ms)
 {
     uint8_t *to = NULL;
-    if (cq_log_reserve_end(engine) == CQ_DONE)
+    if (cq_log_reserve_end(engine, slot) == CQ_DONE)
         to = cq_log_record(engine, now_ms, NULL, CQ_NUMBER_BYTES);
     if (to == NULL)
         return CQ_NO_MEMORY;

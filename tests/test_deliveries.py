@@ -54,9 +54,9 @@ def load(node: Node, key: bytes) -> Outcome | None:
     return got[0]
 
 
-def remove(node: Node, key: bytes) -> None:
-    load(node, key)
-    node.shard.deliveries.remove(key)
+def remove(node: Node, entry: Owed) -> None:
+    load(node, entry.key)
+    node.shard.deliveries.remove(entry)
     node.settle()
 
 
@@ -64,11 +64,12 @@ def entries(node: Node) -> dict[bytes, bytes]:
     return dict(node.shard._store.scan(deliveries.PREFIX, deliveries.LAST))
 
 
-def ended(node: Node, count: int = 1, **fields: Any) -> list[str]:
-    batch = node.create_batch([{"webhook": URL, **fields}] * count)
-    node.claim(count=count)
+def ended(node: Node, count: int = 1, tenant: str = "t", **fields: Any) -> list[str]:
+    batch = node.create_batch([{"webhook": URL, **fields}] * count, tenant=tenant)
+    node.claim(count=count, tenant=tenant)
     ids = [batch.task_id(index) for index in range(count)]
-    node.finish_batch([{"task_id": i, "result": b'{"n": 1}', "artifacts": b"[1]"} for i in ids])
+    told = [{"task_id": i, "result": b'{"n": 1}', "artifacts": b"[1]"} for i in ids]
+    node.finish_batch(told, tenant=tenant)
     return ids
 
 
@@ -149,11 +150,45 @@ def test_T18_entries_survive_a_restart_and_go_for_good(node: Node) -> None:
     found = owed(node)
     told = [load(node, entry.key) for entry in found]
     assert [outcome and outcome.task_id for outcome in told] == ids
-    remove(node, found[1].key)
+    remove(node, found[1])
     assert node.shard.deliveries.pending == 2
     node.restart()
     assert [entry.key for entry in owed(node)] == [found[0].key, found[2].key]
     assert load(node, found[1].key) is None, "it was delivered"
+
+
+def test_T18_what_each_tenant_is_owed_is_known_after_a_restart(tmp_path: Path) -> None:
+    """Also of ends that were copied out of the log; a tenant that is owed nothing takes no room."""
+    node = Node(tmp_path / "data", **FORGETFUL)
+    ended(node, 3, tenant="acme")
+    grow_log(node)
+    node.advance(3_000)
+    assert {value[0] for value in entries(node).values()} == {deliveries._WHOLE}
+    ended(node, 2, tenant="acme")
+    ended(node, 1, tenant="other")
+    for _ in range(2):
+        assert node.shard.deliveries.pending_by == {"acme": 5, "other": 1}
+        node.restart()
+    last = owed(node)[-1]
+    assert last.tenant == "other"
+    remove(node, last)
+    remove(node, owed(node)[0])
+    for _ in range(2):
+        assert node.shard.deliveries.pending_by == {"acme": 4}
+        assert node.shard.deliveries.pending == 4
+        node.restart()
+    node.close()
+
+
+def test_T18_an_entry_that_does_not_say_whose_it_is_is_counted_too(node: Node) -> None:
+    """As an earlier codeq wrote it."""
+    ended(node, 2, tenant="acme")
+    written = [(key, b"\1" + value[1:25]) for key, value in entries(node).items()]
+    node.shard._store.write(written)
+    node.restart()
+    assert node.shard.deliveries.pending_by == {"acme": 2}
+    remove(node, owed(node)[0])
+    assert node.shard.deliveries.pending_by == {"acme": 1}
 
 
 def test_T18_an_end_stays_readable_beyond_its_keeping_time(tmp_path: Path) -> None:
@@ -171,7 +206,7 @@ def test_T18_an_end_stays_readable_beyond_its_keeping_time(tmp_path: Path) -> No
         outcome = load(node, entry.key)
         assert outcome is not None and outcome.task_id == task_id
         assert (outcome.url, outcome.result, outcome.completed) == (URL, b'{"n": 1}', True)
-        node.shard.deliveries.remove(entry.key)
+        node.shard.deliveries.remove(entry)
     node.settle()
     assert entries(node) == {} and node.shard.deliveries.pending == 0
     node.close()
@@ -222,7 +257,7 @@ def test_a_removal_that_meets_a_copy_is_not_undone(tmp_path: Path, removed_first
     node.runner._soon.popleft()()  # reads, its answer comes with the next turn of the loop
     if not removed_first:
         node.runner._soon.popleft()()  # the copies stand in the open group
-    node.shard.deliveries.remove(first.key)
+    node.shard.deliveries.remove(first)
     node.settle()
     assert list(entries(node)) == [second.key]
     assert node.shard.deliveries.pending == 1 and node.shard.deliveries._held == {}
@@ -235,7 +270,7 @@ def test_a_removal_not_yet_written_is_not_undone_by_a_look_for_copies(tmp_path: 
     grow_log(node)
     first, second = owed(node)
     assert load(node, first.key) is not None
-    node.shard.deliveries.remove(first.key)
+    node.shard.deliveries.remove(first)
     node.shard.deliveries.hold(512)  # the removal stands in the open group
     node.settle()
     assert list(entries(node)) == [second.key]
@@ -254,7 +289,7 @@ def test_an_entry_copied_while_it_is_tried_can_be_tried_again(tmp_path: Path) ->
     node.shard.deliveries.release(entry.key)
     again = load(node, entry.key)
     assert again is not None and again.task_id == task_id
-    node.shard.deliveries.remove(entry.key)
+    node.shard.deliveries.remove(entry)
     node.settle()
     assert entries(node) == {} and node.shard.deliveries._held == {}
     node.close()
@@ -264,7 +299,7 @@ def test_a_damaged_entry_is_named(node: Node) -> None:
     ended(node)
     ((key, value),) = entries(node).items()
     node.shard.close()
-    for bad in (value[:-1], b"\3" + value[1:]):
+    for bad in (value[:-1], value[:20], b"\1" + value[1:], b"\4" + value[1:]):
         store = Store(node.path)
         store.write([(key, bad)])
         store.close()

@@ -89,8 +89,9 @@ def test_T8_end_record_webhook_and_head_are_one_commit() -> None:
     assert sorted(key[:1] for key in puts) == [b"c", b"m", b"w"]
     ((key, entry),) = [put for put in puts.items() if put[0][:1] == b"w"]
     assert int.from_bytes(key[1:9], "big") == 2, "where its end stands"
-    assert entry[:1] == b"\1" and entry[1:17] == hooked
-    assert int.from_bytes(entry[17:], "big") == 1, "where its body stands"
+    assert entry[:1] == b"\3" and entry[1:17] == hooked
+    assert entry[25:] == len(TENANT).to_bytes(4, "little") + TENANT, "whose it is"
+    assert int.from_bytes(entry[17:25], "big") == 1, "where its body stands"
 
 
 def test_T14_every_lease_is_known_to_expiry_after_a_crash() -> None:

@@ -322,6 +322,36 @@ def test_T32_T36_admins_see_their_tenant_and_operators_all(tmp_path: Path) -> No
     with_node(tmp_path, scenario, resultWebhookMaxAttempts=1)
 
 
+def test_T36_an_admin_sees_all_that_the_own_tenant_is_owed(tmp_path: Path) -> None:
+    """Also what has no room in memory, and after a restart."""
+    window = {"host_max": 2, "window_max": 8}
+
+    async def pending(node: receiver.Sender) -> list[int]:
+        shown = [await seen(node, token) for token in ("ours", "theirs", "operator")]
+        return [one["webhooks"]["pending"] for one in shown]
+
+    async def run() -> None:
+        async with receiver.receiver() as hook:
+            hook.status = None
+            async with receiver.sender(tmp_path, tokens=admins(), window=window) as node:
+                for _ in range(5):
+                    task_id = await make(node, "job", webhook=hook.url())
+                    await lease(node, "job", "w")
+                    body = {"status": "COMPLETED", "workerId": "w"}
+                    await post(node, f"/tasks/{task_id}/result", body)
+                assert await pending(node) == [5, 0, 5]
+            async with receiver.sender(tmp_path, tokens=admins(), window=window) as node:
+                assert await pending(node) == [5, 0, 5]
+                hook.status = 200
+                node.runner.advance(15_000)
+                await node.until(lambda: bool(node.webhooks._later))
+                node.runner.advance(2_000)
+                await node.until(lambda: node.shard.deliveries.pending == 0)
+                assert await pending(node) == [0, 0, 0]
+
+    asyncio.run(run())
+
+
 def test_the_overview_shows_so_many_queues(tmp_path: Path) -> None:
     async def scenario(node: receiver.Sender) -> None:
         for number in range(12):

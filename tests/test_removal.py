@@ -239,12 +239,12 @@ def tell_all(node: Node) -> None:
         deliveries.page(begin, deliveries.end, pages.append)
         node.settle()
         begin = pages[-1].next
-    keys = [owed.key for page in pages for owed in page.owed]
-    for key in keys:
-        deliveries.load(key, lambda _: None)
+    every = [owed for page in pages for owed in page.owed]
+    for owed in every:
+        deliveries.load(owed.key, lambda _: None)
     node.settle()
-    for key in keys:
-        deliveries.remove(key)
+    for owed in every:
+        deliveries.remove(owed)
     node.settle()
 
 

@@ -1,14 +1,15 @@
 """Pending webhooks: what the end of a task still owes to a URL, until it was told or given up.
 
 The engine writes an entry `w` + sequence of the chunk with the end + number in the same commit as
-the end, so entries stand in the order of the ends. It says only where the task's records stand, and
-these are read when the delivery is made. As long as an entry rests on them the log is not cut
-there: ``hold`` says how far it may be. When the keeping time of everything else in that part of the
-log is over, what is still owed is copied out of it into the entries, so that one receiver that is
-down does not keep the log of all others.
+the end, so entries stand in the order of the ends. It says only whose it is and where the task's
+records stand, and these are read when the delivery is made. As long as an entry rests on them the
+log is not cut there: ``hold`` says how far it may be. When the keeping time of everything else in
+that part of the log is over, what is still owed is copied out of it into the entries, so that one
+receiver that is down does not keep the log of all others.
 
 An entry is seen by nobody before the commit that holds it is synced. Nothing here grows with the
-number of entries but one count for each 512 chunks of log they rest on.
+number of entries but one count for each 512 chunks of log they rest on, and one for each tenant
+that is owed something.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ PAGE_BYTES = 4 << 20
 #: Chunks read together; one may have megabytes
 CHUNKS_AT_ONCE = 8
 
-_RESTS_ON_LOG = 1  # version of an entry that says where the records stand
+_OF_NOBODY = 1  # version of an entry that says where the records stand, as it was without a tenant
 _WHOLE = 2  # version of an entry that has everything in it
+_RESTS_ON_LOG = 3  # version of an entry that says where the records stand
 _ID_BYTES = 16
+_RESTING_BYTES = 1 + _ID_BYTES + 8  # then the length of the tenant, and the tenant
 _NOTHING_HELD = (1 << 64) - 1
 _UNKNOWN = -1  # segment of an entry that is being loaded
 
@@ -79,11 +82,13 @@ class Page(NamedTuple):
 
 
 class Resting(NamedTuple):
-    """An entry whose records stand in the log: its task, the chunks with creation and end."""
+    """An entry whose records stand in the log: its task, the chunks with creation and end, and
+    whose it is; None when only the created record knows."""
 
     task_id: bytes
     created: int
     ended: int
+    tenant: str | None
 
 
 class _Gone(Enum):
@@ -106,8 +111,9 @@ _GONE = _Gone.GONE
 class Deliveries:
     """The entries of one store. Deciding what to send when is the caller's.
 
-    ``committed`` is called, when set, after each commit that holds new entries, with the key behind
-    the last of them.
+    ``pending`` counts the entries, ``pending_by`` those of each tenant that has any. ``committed``
+    is called, when set, after each commit that holds new entries, with the key behind the last of
+    them.
     """
 
     def __init__(self, engine: Engine, store: Store, runner: Runner, journal: Journal) -> None:
@@ -121,6 +127,7 @@ class Deliveries:
         self._looking = False
         self._look_from = PREFIX
         self.pending = 0
+        self.pending_by: dict[str, int] = {}
         self.end = PREFIX  # key behind the last entry that is known to be on disk
         self.committed: Callable[[bytes], None] | None = None
         try:
@@ -135,8 +142,7 @@ class Deliveries:
         last = b""
         for key, value in puts:
             if key[:1] == PREFIX:
-                self.pending += 1
-                self._hold(_resting(key, value).created // SEGMENT_CHUNKS)
+                self._add(key, _resting(key, value))
                 last = key
         if last:
             self._journal.after(partial(self._announce, last + b"\0"))
@@ -166,15 +172,15 @@ class Deliveries:
         self._loaded[key] = _UNKNOWN
         self._load(key, done, 1)
 
-    def remove(self, key: bytes) -> None:
+    def remove(self, owed: Owed) -> None:
         """A loaded entry was delivered or given up: it goes with the open group."""
-        segment = self._loaded.pop(key)
+        segment = self._loaded.pop(owed.key)
         if segment is not None:
             self._release_segment(segment)
-        self.pending -= 1
+        self._tally(owed.tenant, -1)
         if self._looking:
-            self._removed.add(key)
-        self._journal.delete(key)
+            self._removed.add(owed.key)
+        self._journal.delete(owed.key)
         self._journal.kick()
 
     def release(self, key: bytes) -> None:
@@ -185,10 +191,29 @@ class Deliveries:
 
     def _count(self) -> None:
         for key, value in self._store.scan(PREFIX, LAST):
-            self.pending += 1
             self.end = key + b"\0"
-            if value[:1] != bytes([_WHOLE]):
-                self._hold(_resting(key, value).created // SEGMENT_CHUNKS)
+            if value[:1] == bytes([_WHOLE]):
+                self._tally(_whole(key, value).tenant, 1)
+            else:
+                self._add(key, _resting(key, value))
+
+    def _add(self, key: bytes, resting: Resting) -> None:
+        tenant = resting.tenant
+        self._tally(self._tenant_of(key, resting) if tenant is None else tenant, 1)
+        self._hold(resting.created // SEGMENT_CHUNKS)
+
+    def _tally(self, tenant: str, more: int) -> None:
+        self.pending += more
+        self.pending_by[tenant] = self.pending_by.get(tenant, 0) + more
+        if not self.pending_by[tenant]:
+            del self.pending_by[tenant]
+
+    def _tenant_of(self, key: bytes, resting: Resting) -> str:
+        """Out of the created record, for an entry that was written before entries said it."""
+        view = self._views({key: resting}, bodies_only=True).get(key)
+        if view is None:
+            raise _lacking(key)
+        return view.tenant
 
     def _announce(self, end: bytes) -> None:
         self.end = end
@@ -198,7 +223,7 @@ class Deliveries:
     def _read_page(self, begin: bytes, end: bytes) -> Page:
         """On the read helper thread."""
         entries, following = self._entries(begin, end)
-        resting = {key: _resting(key, value) for key, value in entries if value[0] == _RESTS_ON_LOG}
+        resting = {key: _resting(key, value) for key, value in entries if value[0] != _WHOLE}
         views = self._views(resting, bodies_only=True)
         owed = []
         for key, value in entries:
@@ -259,12 +284,12 @@ class Deliveries:
         value = self._store.get([key])[0]
         if value is None:
             return _GONE
-        if value[0] != _RESTS_ON_LOG:
+        if value[0] == _WHOLE:
             return _whole(key, value), None
         resting = _resting(key, value)
         view = self._views({key: resting}, bodies_only=False).get(key)
         if view is None:
-            return _Missing(f"the log lacks what the pending webhook {key.hex()} rests on")
+            return _lacking(key)
         return _outcome(view), resting.created // SEGMENT_CHUNKS
 
     def _fail(self, error: object) -> None:
@@ -298,7 +323,7 @@ class Deliveries:
         """On the read helper thread."""
         end = expired // SEGMENT_CHUNKS
         entries, following = self._entries(self._look_from, LAST)
-        resting = {key: _resting(key, value) for key, value in entries if value[0] == _RESTS_ON_LOG}
+        resting = {key: _resting(key, value) for key, value in entries if value[0] != _WHOLE}
         wanted = {k: r for k, r in resting.items() if r.created // SEGMENT_CHUNKS < end}
         puts: list[tuple[bytes, bytes]] = []
         size = 0
@@ -344,10 +369,24 @@ def rests_on(key: bytes, value: bytes) -> Resting | None:
 
 
 def _resting(key: bytes, value: bytes) -> Resting:
-    created = int.from_bytes(value[1 + _ID_BYTES :], "big")
-    if len(key) != 17 or len(value) != 1 + _ID_BYTES + 8 or value[0] != _RESTS_ON_LOG:
-        raise CorruptRecord(f"the pending webhook {key.hex()} is damaged")
-    return Resting(value[1 : 1 + _ID_BYTES], created, int.from_bytes(key[1:9], "big"))
+    bare, said = value[:_RESTING_BYTES], value[_RESTING_BYTES:]
+    if len(key) != 17 or len(bare) != _RESTING_BYTES:
+        raise _damaged(key)
+    tenant: str | None = None
+    if value[0] == _RESTS_ON_LOG and int.from_bytes(said[:4], "little") == len(said) - 4:
+        tenant = said[4:].decode("utf-8", "replace")
+    elif value[0] != _OF_NOBODY or said:
+        raise _damaged(key)
+    created = int.from_bytes(bare[1 + _ID_BYTES :], "big")
+    return Resting(bare[1 : 1 + _ID_BYTES], created, int.from_bytes(key[1:9], "big"), tenant)
+
+
+def _damaged(key: bytes) -> CorruptRecord:
+    return CorruptRecord(f"the pending webhook {key.hex()} is damaged")
+
+
+def _lacking(key: bytes) -> _Missing:
+    return _Missing(f"the log lacks what the pending webhook {key.hex()} rests on")
 
 
 def _view(resting: Resting, chunks: dict[int, bytes], *, bodies_only: bool) -> TaskView | None:
@@ -392,5 +431,5 @@ def _encode(outcome: Outcome) -> bytes:
 def _whole(key: bytes, value: bytes) -> Outcome:
     body, check = value[:-4], value[-4:]
     if body[:1] != bytes([_WHOLE]) or zlib.crc32(body).to_bytes(4, "little") != check:
-        raise CorruptRecord(f"the pending webhook {key.hex()} is damaged")
+        raise _damaged(key)
     return msgspec.msgpack.decode(body[1:], type=Outcome)

@@ -117,12 +117,11 @@ class Overviews:
         return workers, len(held) - len(shown)
 
     def _webhooks(self, tenant: str | None) -> OverviewWebhooks:
-        webhooks = self.webhooks
-        pending = self._shard.deliveries.pending
+        webhooks, deliveries = self.webhooks, self._shard.deliveries
+        by_tenant = deliveries.pending_by
+        pending = deliveries.pending if tenant is None else by_tenant.get(tenant, 0)
         if webhooks is None:
-            return OverviewWebhooks(pending if tenant is None else 0, 0, [])
-        if tenant is not None:
-            pending = webhooks.held_by.get(tenant, 0)
+            return OverviewWebhooks(pending, 0, [])
         listed = [one for one in webhooks.exhausted if tenant in (None, one.tenant_id)]
         count = webhooks.exhausted_by.get(tenant, 0) if tenant else webhooks.exhausted_count
         return OverviewWebhooks(pending, count, listed)

@@ -237,7 +237,7 @@ class Webhooks:
             return
         if failure:
             self._give_up(pending, outcome, failure)
-        self._deliveries.remove(owed.key)
+        self._deliveries.remove(owed)
         self._drop(pending)
 
     def _backoff_ms(self, tries: int) -> int:

@@ -43,6 +43,20 @@ CALLBACKS = (
         "test_deliveries.py::test_a_removal_not_yet_written_is_not_undone_by_a_look_for_copies",
     ),
     Mutant(
+        "pending-webhooks-of-a-tenant-not-counted-at-the-start",
+        "codeq/engine/deliveries.py",
+        "                self._tally(_whole(key, value).tenant, 1)",
+        "                self.pending += 1",
+        "test_deliveries.py::test_T18_what_each_tenant_is_owed_is_known_after_a_restart",
+    ),
+    Mutant(
+        "overview-of-a-tenant-counts-the-window-only",
+        "codeq/server/overview.py",
+        "by_tenant = deliveries.pending_by",
+        "by_tenant = {} if webhooks is None else {'ours': webhooks.held}",
+        "test_overview.py::test_T36_an_admin_sees_all_that_the_own_tenant_is_owed",
+    ),
+    Mutant(
         "pending-webhooks-not-taken-up-at-start",
         "codeq/server/webhooks.py",
         "self._committed(self._deliveries.end)",
