@@ -187,11 +187,13 @@ class Sender:
         operation(lambda *values: answer.set_result(values[0] if values else None))
         return await asyncio.wait_for(answer, SECONDS)
 
-    async def create(self, *urls: str, command: str = "job", **fields: Any) -> list[str]:
+    async def create(
+        self, *urls: str, command: str = "job", tenant: str = "t", **fields: Any
+    ) -> list[str]:
         creates = Creates()
         for url in urls:
             creates.add(command.encode(), b"{}", webhook=url.encode(), **fields)
-        await self.call(lambda done: self.shard.create(creates, "t", done))
+        await self.call(lambda done: self.shard.create(creates, tenant, done))
         assert not any(creates.codes), creates.codes
         return [creates.task_id(index) for index in range(len(creates))]
 
@@ -208,20 +210,20 @@ class Sender:
         delivery.accepted()
         return views
 
-    async def finish(self, *ids: str, **fields: Any) -> None:
+    async def finish(self, *ids: str, tenant: str = "t", **fields: Any) -> None:
         finishes = Finishes()
         status = fields.pop("status", b"COMPLETED")
         for task_id in ids:
             finishes.add(task_id.encode(), status, **fields)
         finishes.check(1 << 22, lenient_error=True)
-        await self.call(lambda done: self.shard.finish(finishes, "t", "w", "s", done))
+        await self.call(lambda done: self.shard.finish(finishes, tenant, "w", "s", done))
         assert not any(finishes.codes), finishes.codes
 
-    async def end(self, *urls: str, **fields: Any) -> list[str]:
+    async def end(self, *urls: str, tenant: str = "t", **fields: Any) -> list[str]:
         """Tasks with these webhooks that have come to their end."""
-        ids = await self.create(*urls)
-        await self.claim(len(urls))
-        await self.finish(*ids, **fields)
+        ids = await self.create(*urls, tenant=tenant)
+        await self.claim(len(urls), tenant=tenant)
+        await self.finish(*ids, tenant=tenant, **fields)
         return ids
 
     async def until(self, holds: Callable[[], bool]) -> None:

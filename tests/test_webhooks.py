@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from codeq.engine.clock import FakeClock
+from codeq.server.callbacks import Lookup
 
 from .conftest import Server, claim, create
 from .receiver import SECONDS, Sender, names, receiver, sender
@@ -190,47 +191,153 @@ def test_T18_pending_webhooks_go_on_after_a_restart(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def hosts(count: int, prefix: str = "h") -> list[str]:
+    return [f"{prefix}{n}.test" for n in range(count)]
+
+
+def all_here(*found: str) -> Lookup:
+    """A name service in which these names lead to this machine."""
+    return names(**{name.replace(".", "_"): ["127.0.0.1"] for name in found})
+
+
 def test_T52_a_slow_host_delays_no_other_host_and_no_result(tmp_path: Path) -> None:
     """A host that never answers has more deliveries than memory holds of it."""
-    lookup = names(slow_test=["127.0.0.1"], fast_test=["127.0.0.1"])
+    lookup = all_here("slow.test", "fast.test")
     flags: dict[str, Any] = {"webhooks__concurrency": 6, "webhooks__perHost": 2}
 
     async def run() -> None:
-        window = {"host_max": 8, "window_max": 12}
+        window = {"host_max": 8, "window_max": 96}
         async with (
             receiver() as slow,
             receiver() as fast,
             sender(tmp_path, lookup=lookup, window=window, **flags) as node,
         ):
+            await node.end(slow.url(host="slow.test"))
+            await slow.next()
+            await delivered(node)
             slow.status = None
             await node.end(*[slow.url(host="slow.test")] * 40)
             await slow.take(2)
             for _ in range(3):
                 ids = await node.end(*[fast.url(host="fast.test")] * 10)
                 assert sorted(got.json["taskId"] for got in await fast.take(10)) == sorted(ids)
-            assert slow.open_max == 2 and len(slow.all) == 2
+            assert slow.open_max == 2 and len(slow.all) == 3
             assert fast.open_max <= 2
             assert node.webhooks.held <= 12 and node.shard.deliveries.pending >= 40
 
     asyncio.run(run())
 
 
-def test_what_has_no_room_in_memory_is_delivered_once_there_is(tmp_path: Path) -> None:
-    lookup = names(a_test=["127.0.0.1"], b_test=["127.0.0.1"], c_test=["127.0.0.1"])
+def test_T52_many_slow_hosts_delay_no_other_tenant_and_no_quick_host(tmp_path: Path) -> None:
+    """More names than there are places, of one tenant; then of several."""
+    slow_hosts, tenants = hosts(24, "s"), ("t", "u", "v", "w")
+    lookup = all_here("fast.test", "first.test", *slow_hosts)
+
+    async def run() -> None:
+        async with (
+            receiver() as slow,
+            receiver() as fast,
+            sender(tmp_path, lookup=lookup, webhooks__concurrency=16) as node,
+        ):
+            slow.status = None
+            await node.end(fast.url(host="fast.test"))
+            await fast.next()
+            for number, tenant in enumerate(tenants, 1):
+                urls = [slow.url(host=host) for host in slow_hosts] * 8
+                await node.end(*urls, tenant=tenant)
+                await node.end(fast.url(host="first.test"), tenant="other")
+                await fast.next()
+                for _ in range(9):
+                    await node.end(fast.url(host="fast.test"))
+                    await fast.next()
+                await node.until(lambda n=number: node.shard.deliveries.pending == n * 192)
+                if tenant != tenants[-1]:
+                    node.runner.advance(15_000)
+            assert slow.open_max <= 12, "a quarter is left to those that are quick"
+
+    asyncio.run(run())
+
+
+def test_T52_names_that_nobody_knows_delay_no_other(tmp_path: Path) -> None:
+    """Their look-ups last longer than tries, each keeps the place of the try it was begun for, and
+    none is waited for inside another try."""
+    unknown = hosts(40, "u")
+    known = all_here("fast.test")
+    answer = threading.Event()
+    asked: list[str] = []
+
+    def lookup(host: str, port: int) -> list[tuple[Any, ...]]:
+        if host in unknown:
+            asked.append(host)
+            answer.wait(SECONDS)
+            raise OSError("no such name")
+        return known(host, port)
+
+    async def run() -> None:
+        flags: dict[str, Any] = {"webhooks__concurrency": 32, "resultWebhookMaxAttempts": 1}
+        async with receiver() as fast, sender(tmp_path, lookup=lookup, **flags) as node:
+            await node.end(*[fast.url(host=host) for host in unknown])
+            await node.until(lambda: len(asked) == 12)
+            await node.end(fast.url(host="fast.test"), tenant="u")
+            await fast.next()
+            node.runner.advance(15_000)
+            await node.until(lambda: node.webhooks.exhausted_count == 12)
+            await node.end(fast.url(host="fast.test"), tenant="u")
+            await fast.next()
+            assert len(asked) == 12, "their threads still run, so nothing took their places"
+            answer.set()
+            await node.until(lambda: len(asked) == 40)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("count", "others"), [(6, "tu"), (20, "u")])
+def test_T52_a_tenant_with_many_dead_hosts_fills_no_window(
+    tmp_path: Path, count: int, others: str
+) -> None:
+    """Other deliveries are read all the same, also after a start; those of the same tenant if what
+    is in memory of the dead hosts leaves room for it."""
+    dead = hosts(count, "d")
+    lookup = all_here("fast.test", *dead)
+    window = {"host_max": 4, "window_max": 320}
+
+    async def run() -> None:
+        async with receiver() as slow, receiver() as fast:
+            slow.status = None
+            urls = [slow.url(host=host) for host in dead] * 20
+            async with sender(tmp_path, lookup=lookup, window=window) as node:
+                await node.end(*urls)
+            async with sender(tmp_path, lookup=lookup, window=window) as node:
+                for tenant in others:
+                    await node.end(*[fast.url(host="fast.test")] * 30, tenant=tenant)
+                    await fast.take(30)
+                    await node.until(lambda: node.shard.deliveries.pending == len(urls))
+                assert node.webhooks.held == min(4 * count, 320 // 8)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("host_max", "window_max"), [(4, 16), (1, 8), (3, 40), (20, 9), (2, 160)])
+def test_what_has_no_room_in_memory_is_delivered_once_there_is(
+    tmp_path: Path, host_max: int, window_max: int
+) -> None:
+    tenants, found = "tuvw", hosts(5)
+    lookup = all_here(*found)
 
     async def run() -> None:
         clock = FakeClock()
-        window = {"host_max": 4, "window_max": 10}
+        window = {"host_max": host_max, "window_max": window_max}
         async with receiver() as hook:
             hook.status = None
-            urls = [hook.url(host=f"{name}.test") for name in "abc"] * 100
+            urls = [hook.url(host=host) for host in found] * 20
             async with sender(tmp_path, clock, lookup=lookup, window=window) as node:
-                ids = await node.end(*urls)
+                ids = [i for tenant in tenants for i in await node.end(*urls, tenant=tenant)]
             hook.status = 200
             tried = len(hook.all)
             async with sender(tmp_path, clock, lookup=lookup, window=window) as node:
                 await delivered(node)
-                assert node.webhooks.held == 0 and node.webhooks._hosts == {}
+                assert node.webhooks.held == 0 and node.webhooks._window._tenants == {}
+                assert node.webhooks._window._hungry == {}
         told = [got.json["taskId"] for got in hook.all[tried:]]
         assert sorted(told) == sorted(ids), "each of them, and once"
 
@@ -238,19 +345,20 @@ def test_what_has_no_room_in_memory_is_delivered_once_there_is(tmp_path: Path) -
 
 
 def test_places_are_bounded_in_all(tmp_path: Path) -> None:
-    lookup = names(**{f"h{n}_test": ["127.0.0.1"] for n in range(9)})
-    flags: dict[str, Any] = {"webhooks__concurrency": 5, "webhooks__perHost": 3}
+    found = hosts(9)
 
     async def run() -> None:
-        async with receiver() as hook, sender(tmp_path, lookup=lookup, **flags) as node:
+        flags: dict[str, Any] = {"webhooks__concurrency": 8, "webhooks__perHost": 3}
+        async with receiver() as hook, sender(tmp_path, lookup=all_here(*found), **flags) as node:
             hook.status = None
-            await node.end(*[hook.url(host=f"h{n}.test") for n in range(9)])
-            await hook.take(5)
+            for tenant in "tuv":
+                await node.end(*[hook.url(host=host) for host in found], tenant=tenant)
+            await hook.take(6)
             await node.drained()
-            assert hook.open == 5
+            assert hook.open == 6, "two are left to those that are quick"
             node.runner.advance(15_000)
-            assert len(await hook.take(4)) == 4
-            assert hook.open_max == 5
+            assert len(await hook.take(6)) == 6
+            assert hook.open_max == 6
 
     asyncio.run(run())
 
@@ -309,13 +417,19 @@ def test_T18_kill_while_webhooks_are_pending(
     """Killed -9 with deliveries under way and in line: each is made after the restart."""
     settings = {"WEBHOOKS_ALLOW_PRIVATE_NETWORKS": "true", "WEBHOOKS_PER_HOST": "3"}
     server = start_server(**settings)
-    hook.hangs.set()
     producer, worker = server.client("dev-producer"), server.client("dev-worker")
     url = f"http://127.0.0.1:{hook.server_address[1]}/"
-    ids = [create(producer, "job", webhook=url)["id"] for _ in range(8)]
-    for _ in ids:
-        task_id = claim(worker, "job")["id"]
-        assert worker.post(f"/tasks/{task_id}/result", json={"status": "COMPLETED"}).is_success
+
+    def end(count: int) -> list[str]:
+        ids = [str(create(producer, "job", webhook=url)["id"]) for _ in range(count)]
+        for _ in ids:
+            task_id = claim(worker, "job")["id"]
+            assert worker.post(f"/tasks/{task_id}/result", json={"status": "COMPLETED"}).is_success
+        return ids
+
+    assert end(1) == [hook.got.get(timeout=SECONDS)], "now the host is known to be quick"
+    hook.hangs.set()
+    ids = end(8)
     under_way = {hook.got.get(timeout=SECONDS) for _ in range(3)}
     server.kill()
     hook.hangs.clear()

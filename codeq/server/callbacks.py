@@ -2,7 +2,7 @@
 
 Every address is checked where a connection to it is made, whatever its name said before: a name is
 asked once, all its addresses must be public, and the connection goes to one of those. Redirects are
-not followed. One slow host takes up at most its own places.
+not followed. How many run at a time is up to the places (``places.py``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import hmac
 import logging
 import socket
 import threading
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,6 +27,7 @@ from codeq.config import Config
 from codeq.engine import targets
 from codeq.engine.shard import Shard
 from codeq.server.limits import Limits, Operation
+from codeq.server.places import PLACE, Places
 from codeq.server.request import settle
 
 if TYPE_CHECKING:
@@ -36,15 +36,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("codeq.callbacks")
 
 TRY_MS = 15_000
-#: Names looked up at the same time; some take as long as a try
-LOOKUPS_MAX = 16
 #: For so long a name is not asked again; its addresses are checked at each connection all the same
 NAME_SECONDS = 10
 IDLE_SECONDS = 5
 #: What is read of an answer, so that its connection can be used again
 ANSWER_BYTES_MAX = 64 << 10
 
-Job = Callable[[], Awaitable[None]]
 #: Told of each try: kind, command, whether it was a success
 Count = Callable[[str, str, bool], None]
 Lookup = Callable[[str, int], list[tuple[Any, ...]]]
@@ -64,19 +61,22 @@ class Forbidden(OSError):
 
 class Guard(AbstractResolver):
     """Finds the addresses of names and makes the sockets; refuses those of private networks unless
-    ``private``. ``lookup`` is asked on a thread of its own."""
+    ``private``. ``lookup`` is asked on a thread of its own, which nothing can end: the try that it
+    is made for keeps its place until then, so there are never more threads than places."""
 
     def __init__(self, *, private: bool, lookup: Lookup | None = None) -> None:
         self._private = private
         self._lookup = lookup or _look_up
-        self._places = asyncio.Semaphore(LOOKUPS_MAX)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """All addresses of the name; raises Forbidden when one of them is."""
-        async with self._places:
-            found = await _on_thread(lambda: self._lookup(host, port))
+        looking = asyncio.ensure_future(_on_thread(lambda: self._lookup(host, port)))
+        place = PLACE.get()
+        if place is not None:
+            place.lookups.append(looking)
+        found = await looking
         results: list[ResolveResult] = []
         for kind, _, proto, _, address in found:
             self.check(address[0])
@@ -133,89 +133,6 @@ async def _on_thread(work: Callable[[], list[tuple[Any, ...]]]) -> list[tuple[An
     return outcome
 
 
-class Lane:
-    """The jobs of one host: those that wait, and how many run. Notifications have a line of their
-    own and take turns with results."""
-
-    __slots__ = ("lines", "running", "turn")
-
-    def __init__(self) -> None:
-        self.lines: tuple[deque[Job], deque[Job]] = (deque(), deque())
-        self.running = 0
-        self.turn = 0
-
-    def next(self) -> Job | None:
-        """Takes the job that is to run next."""
-        self.turn ^= 1
-        for line in (self.lines[self.turn], self.lines[self.turn ^ 1]):
-            if line:
-                return line.popleft()
-        return None
-
-    @property
-    def waits(self) -> bool:
-        return bool(self.lines[0] or self.lines[1])
-
-
-class Places:
-    """Runs jobs, so many at a time and so many per host; hosts take turns."""
-
-    def __init__(self, count: int, per_host: int) -> None:
-        self._free = count
-        self._per_host = per_host
-        self._lanes: dict[str, Lane] = {}
-        self._ready: dict[str, None] = {}  # hosts with a job and a place for it
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stopped = False
-
-    def submit(self, host: str, job: Job, *, notification: bool = False) -> None:
-        """Runs the job when there is a place. What it raises is logged."""
-        lane = self._lanes.setdefault(host, Lane())
-        lane.lines[notification].append(job)
-        self._offer(host, lane)
-        self._fill()
-
-    async def stop(self) -> None:
-        """Cancels what runs, forgets what waits."""
-        self._stopped = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _offer(self, host: str, lane: Lane) -> None:
-        if lane.waits and lane.running < self._per_host:
-            self._ready.setdefault(host)
-
-    def _fill(self) -> None:
-        while self._free and self._ready and not self._stopped:
-            host = next(iter(self._ready))
-            del self._ready[host]
-            lane = self._lanes[host]
-            job = lane.next()
-            if job is None:
-                continue
-            lane.running += 1
-            self._free -= 1
-            self._offer(host, lane)
-            task = asyncio.get_running_loop().create_task(self._run(host, lane, job))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, host: str, lane: Lane, job: Job) -> None:
-        try:
-            await job()
-        except Exception:
-            log.exception("a callback to %s failed", host)
-        finally:
-            lane.running -= 1
-            self._free += 1
-            if lane.waits:
-                self._offer(host, lane)
-            elif not lane.running:
-                del self._lanes[host]
-            self._fill()
-
-
 class Callbacks:
     """What results and notifications have in common. Make it inside the loop; ``stop`` ends it.
 
@@ -233,7 +150,7 @@ class Callbacks:
         lookup: Lookup | None = None,
         tracer: Tracer | None = None,
     ) -> None:
-        self.places = Places(config.webhooks.concurrency, config.webhooks.per_host)
+        self.places = Places(config.webhooks.concurrency, config.webhooks.per_host, shard.clock)
         self.limits = limits
         self.count = count
         self._shard = shard
@@ -278,9 +195,11 @@ class Callbacks:
 
     async def _try(self, url: str, body: bytes, trace: dict[str, str]) -> str:
         headers = {**trace, **self._signature(body)}
+        clock = self._shard.clock
+        began_s = clock.monotonic_s()
         over = asyncio.Event()
         trying = asyncio.ensure_future(self._send(url, body, headers))
-        stop_timer = self._shard.at(self._shard.clock.now_ms() + TRY_MS, over.set)
+        stop_timer = self._shard.at(clock.now_ms() + TRY_MS, over.set)
         timing = asyncio.ensure_future(over.wait())
         try:
             await asyncio.wait((trying, timing), return_when=asyncio.FIRST_COMPLETED)
@@ -290,6 +209,9 @@ class Callbacks:
             timing.cancel()
             trying.cancel()
             await asyncio.gather(trying, timing, return_exceptions=True)
+            place = PLACE.get()
+            if place is not None:
+                place.took_s = clock.monotonic_s() - began_s
 
     async def _send(self, url: str, body: bytes, headers: dict[str, str]) -> str:
         try:

@@ -49,7 +49,7 @@ class Notifier:
             done()
             return
         job = partial(self._post, url, command, depth, done)
-        self._callbacks.places.submit(host_of(url), job, notification=True)
+        self._callbacks.places.submit(subscription.tenant, host_of(url), job, notification=True)
 
     async def _post(self, url: str, command: str, depth: int, done: Callable[[], None]) -> None:
         sent_at = rfc3339(self._shard.clock.now_ms())

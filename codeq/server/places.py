@@ -1,0 +1,288 @@
+"""Whose POST goes out next: bounded in all, by host and by tenant, and what is slow cannot fill it.
+
+Nobody knows before a try how long it will take, so a place once given may be gone for as long as a
+try lasts. What bounds the harm is how many places may be given to whom. What a tenant sends to a
+host has a standing: quick, when its last try took a second at most; new, before any; else slow, and
+slow too while one that runs has taken longer. What is not quick leaves places free that only the
+quick can take, what is slow leaves some to the new, in all and for each tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+from codeq.engine.clock import Clock
+
+log = logging.getLogger("codeq.callbacks")
+
+#: Standings, the best first
+QUICK, NEW, SLOW = range(3)
+STANDINGS = (QUICK, NEW, SLOW)
+#: A try that takes no longer is quick
+QUICK_SECONDS = 1
+#: Of so many pairs of tenant and host it is remembered whether the last try was quick
+KNOWN_MAX = 4_096
+
+Job = Callable[[], Awaitable[None]]
+
+
+class Share:
+    """A number of places. The new and the slow together get at most three quarters of them, the
+    slow at most half."""
+
+    __slots__ = ("_held", "_most")
+
+    def __init__(self, count: int) -> None:
+        self._most = (count, count - count // 4, count - count // 2)
+        self._held = [0, 0, 0]  # by standing: with it or a worse one
+
+    def may_begin(self, standing: int) -> bool:
+        return all(self._held[i] < self._most[i] for i in range(standing + 1))
+
+    def hold(self, standing: int, more: int) -> None:
+        for i in range(standing + 1):
+            self._held[i] += more
+
+
+class Tenant(Share):
+    """A tenant's share, its lanes by host, and those of each standing that may have a place."""
+
+    __slots__ = ("lanes", "name", "ready")
+
+    def __init__(self, name: str, count: int) -> None:
+        super().__init__(count)
+        self.name = name
+        self.lanes: dict[str, Lane] = {}
+        self.ready: tuple[dict[Lane, None], ...] = ({}, {}, {})
+
+
+class Host:
+    """The places that a host takes up, its lanes that wait for one, and how many lanes it has."""
+
+    __slots__ = ("lanes", "name", "running", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.running = 0
+        self.lanes = 0
+        self.waiting: dict[Lane, None] = {}
+
+
+class Lane:
+    """What one tenant sends to one host: the jobs that wait, and the places of those that run, the
+    oldest first. Notifications have a line of their own and take turns with results."""
+
+    __slots__ = ("host", "lines", "ready_as", "running", "tenant", "turn")
+
+    def __init__(self, tenant: Tenant, host: Host) -> None:
+        self.tenant = tenant
+        self.host = host
+        self.lines: tuple[deque[Job], deque[Job]] = (deque(), deque())
+        self.running: dict[Place, None] = {}
+        self.ready_as: int | None = None  # standing under which it may have a place
+        self.turn = 0
+
+    def next(self) -> Job:
+        """Takes the job that is to run next; one waits."""
+        self.turn ^= 1
+        return (self.lines[self.turn] or self.lines[self.turn ^ 1]).popleft()
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.lines[0] or self.lines[1])
+
+
+class Place:
+    """What a job holds while it runs, and longer, until everything in ``lookups`` is done.
+    ``took_s``: how long its try took, None = there was none."""
+
+    __slots__ = ("began_s", "lane", "lookups", "standing", "took_s")
+
+    def __init__(self, lane: Lane, standing: int, began_s: float) -> None:
+        self.lane = lane
+        self.standing = standing
+        self.began_s = began_s
+        self.lookups: list[asyncio.Future[Any]] = []
+        self.took_s: float | None = None
+
+
+#: The place that the present task has
+PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
+
+
+class Places:
+    """Runs jobs, at most ``count`` at a time and ``per_host`` of one host. No tenant has more than
+    half of the places or two, and of a host's not more than its part among those that use it now; a
+    lane that is slow has at most half of them, one that is new only one. Tenants take turns, the
+    hosts of a tenant too, and so do the standings."""
+
+    def __init__(self, count: int, per_host: int, clock: Clock) -> None:
+        self._clock = clock
+        self._share = Share(count)
+        self._tenant_count = min(count, max(2, count // 2))  # one alone is gone with one slow host
+        self._per_host = per_host
+        self._per_lane = (per_host, 1, (per_host + 1) // 2)  # by standing
+        self._tenants: dict[str, Tenant] = {}
+        self._hosts: dict[str, Host] = {}
+        self._rings: tuple[dict[Tenant, None], ...] = ({}, {}, {})  # those with a lane to begin
+        self._turn = 0
+        self._known: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether quick
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    def submit(self, tenant: str, host: str, job: Job, *, notification: bool = False) -> None:
+        """Runs the job when there is a place. What it raises is logged."""
+        lane = self._lane(tenant, host)
+        lane.lines[notification].append(job)
+        self._offer(lane)
+        self._fill()
+
+    def is_quick(self, tenant: str, host: str) -> bool:
+        """Whether the last try of the tenant at the host took a second at most."""
+        return self._known.get((tenant, host), False)
+
+    async def stop(self) -> None:
+        """Cancels what runs, forgets what waits."""
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- who may begin
+
+    def _standing(self, lane: Lane) -> int:
+        oldest = next(iter(lane.running), None)
+        if oldest is not None and self._clock.monotonic_s() - oldest.began_s > QUICK_SECONDS:
+            return SLOW
+        quick = self._known.get((lane.tenant.name, lane.host.name))
+        return NEW if quick is None else QUICK if quick else SLOW
+
+    def _offer(self, lane: Lane) -> None:
+        """Puts the lane where it belongs now: among those that may have a place, among those that
+        wait for one of the host, or nowhere until one of its own is free."""
+        if lane.ready_as is not None:
+            lane.tenant.ready[lane.ready_as].pop(lane)
+            lane.ready_as = None
+        standing = self._standing(lane)
+        if not lane.waits or len(lane.running) >= self._per_lane[standing]:
+            return
+        if lane.host.running >= self._per_host or len(lane.running) >= self._part(lane.host):
+            lane.host.waiting[lane] = None
+            return
+        lane.ready_as = standing
+        lane.tenant.ready[standing][lane] = None
+        self._enter(lane.tenant, standing)
+
+    def _part(self, host: Host) -> int:
+        """What each of the tenants that use the host now may have of its places."""
+        return max(1, self._per_host // host.lanes)
+
+    def _enter(self, tenant: Tenant, standing: int) -> None:
+        if tenant.ready[standing] and tenant.may_begin(standing):
+            self._rings[standing].setdefault(tenant)
+
+    def _next(self) -> Lane | None:
+        for _ in STANDINGS:
+            self._turn = (self._turn + 1) % len(STANDINGS)
+            while self._rings[self._turn] and self._share.may_begin(self._turn):
+                lane = self._next_of(self._turn)
+                if lane is not None:
+                    return lane
+        return None
+
+    def _next_of(self, standing: int) -> Lane | None:
+        """The next lane of the tenant whose turn it is, None when it cannot have a place now."""
+        tenant = next(iter(self._rings[standing]))
+        del self._rings[standing][tenant]
+        if not tenant.ready[standing] or not tenant.may_begin(standing):
+            return None  # it enters again when it may
+        lane = next(iter(tenant.ready[standing]))
+        self._offer(lane)  # to the end, or elsewhere: time has passed, and others have begun
+        self._enter(tenant, standing)
+        return lane if lane.ready_as == standing else None
+
+    # --- what runs
+
+    def _fill(self) -> None:
+        while not self._stopped:
+            lane = self._next()
+            if lane is None:
+                return
+            assert lane.ready_as is not None
+            place = Place(lane, lane.ready_as, self._clock.monotonic_s())
+            job = lane.next()
+            self._count(place, 1)
+            lane.running[place] = None
+            self._offer(lane)
+            task = asyncio.get_running_loop().create_task(self._run(place, job))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, place: Place, job: Job) -> None:
+        PLACE.set(place)
+        try:
+            await self._safely(place, job)
+            if place.lookups:
+                await asyncio.wait(place.lookups)
+        finally:
+            self._end(place)
+
+    async def _safely(self, place: Place, job: Job) -> None:
+        try:
+            await job()
+        except Exception:
+            log.exception("a callback to %s failed", place.lane.host.name)
+
+    def _end(self, place: Place) -> None:
+        lane = place.lane
+        if place.took_s is not None:
+            self._know(lane, place.took_s <= QUICK_SECONDS)
+        del lane.running[place]
+        self._count(place, -1)
+        self._forget(lane)
+        waiting, lane.host.waiting = lane.host.waiting, {}
+        for other in waiting | {lane: None}:
+            self._offer(other)
+        for standing in STANDINGS:
+            self._enter(lane.tenant, standing)
+        self._fill()
+
+    def _count(self, place: Place, more: int) -> None:
+        self._share.hold(place.standing, more)
+        place.lane.tenant.hold(place.standing, more)
+        place.lane.host.running += more
+
+    def _know(self, lane: Lane, quick: bool) -> None:
+        key = lane.tenant.name, lane.host.name
+        self._known[key] = quick
+        self._known.move_to_end(key)
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+
+    # --- what is known of lanes
+
+    def _lane(self, tenant_name: str, host_name: str) -> Lane:
+        tenant = self._tenants.get(tenant_name)
+        if tenant is None:
+            tenant = self._tenants[tenant_name] = Tenant(tenant_name, self._tenant_count)
+        lane = tenant.lanes.get(host_name)
+        if lane is None:
+            host = self._hosts.setdefault(host_name, Host(host_name))
+            host.lanes += 1
+            lane = tenant.lanes[host_name] = Lane(tenant, host)
+        return lane
+
+    def _forget(self, lane: Lane) -> None:
+        if lane.waits or lane.running:
+            return
+        del lane.tenant.lanes[lane.host.name]
+        lane.host.lanes -= 1
+        if not lane.host.lanes:
+            del self._hosts[lane.host.name]
+        if not lane.tenant.lanes:
+            del self._tenants[lane.tenant.name]

@@ -1,0 +1,276 @@
+"""Places: who gets the next one, and what slow jobs cannot take from the others."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from codeq.engine.clock import FakeClock
+from codeq.server.places import KNOWN_MAX, PLACE, Places
+
+
+class Room:
+    """Places whose jobs end when the test says so, each at once or after a wait of the clock."""
+
+    def __init__(self, count: int, per_host: int) -> None:
+        self.clock = FakeClock()
+        self.places = Places(count, per_host, self.clock)
+        self.running: dict[asyncio.Future[None], tuple[str, str]] = {}  # in the order they began
+        self.begun: list[tuple[str, str]] = []
+
+    def add(self, tenant: str, host: str, count: int = 1, **kw: Any) -> None:
+        for _ in range(count):
+            self.places.submit(tenant, host, self._job(tenant, host), **kw)
+
+    def _job(self, tenant: str, host: str) -> Callable[[], Awaitable[None]]:
+        async def job() -> None:
+            began_s = self.clock.monotonic_s()
+            end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.running[end] = (tenant, host)
+            self.begun.append((tenant, host))
+            await end
+            place = PLACE.get()
+            assert place is not None
+            place.took_s = self.clock.monotonic_s() - began_s
+
+        return job
+
+    async def settle(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def end(self, tenant: str | None = None, host: str | None = None) -> None:
+        """Ends the oldest of these jobs."""
+        found = next(
+            end
+            for end, of in self.running.items()
+            if tenant in (None, of[0]) and host in (None, of[1])
+        )
+        del self.running[found]
+        found.set_result(None)
+        await self.settle()
+
+    async def prove(self, tenant: str, host: str, *, seconds: float = 0) -> None:
+        """One try, so that the standing is known."""
+        self.add(tenant, host)
+        await self.settle()
+        self.clock.advance(int(seconds * 1000))
+        await self.end(tenant, host)
+
+    def held(self) -> Counter[tuple[str, str]]:
+        return Counter(self.running.values())
+
+    def of_tenant(self, tenant: str) -> int:
+        return sum(of[0] == tenant for of in self.running.values())
+
+
+def in_room(
+    scenario: Callable[[Room], Awaitable[None]], count: int = 16, per_host: int = 4
+) -> None:
+    async def run() -> None:
+        room = Room(count, per_host)
+        try:
+            await scenario(room)
+        finally:
+            await room.places.stop()
+
+    asyncio.run(run())
+
+
+def test_T52_a_tenant_has_half_of_the_places_at_most() -> None:
+    async def scenario(room: Room) -> None:
+        for number in range(8):
+            await room.prove("a", f"h{number}")
+        for number in range(8):
+            room.add("a", f"h{number}", 8)
+        await room.settle()
+        assert room.of_tenant("a") == 8
+        await room.prove("b", "x")
+        room.add("b", "x", 9)
+        await room.settle()
+        assert room.of_tenant("b") == 4, "as many as a host may have"
+
+    in_room(scenario)
+
+
+def test_T52_a_host_that_is_not_known_to_be_quick_gets_less() -> None:
+    async def scenario(room: Room) -> None:
+        room.add("a", "h", 20)
+        await room.settle()
+        assert room.held()["a", "h"] == 1, "before the first try is over"
+        await room.end()
+        assert room.held()["a", "h"] == 4, "quick"
+        room.clock.advance(1_001)
+        await room.end()
+        assert room.held()["a", "h"] == 3, "the others have taken long too"
+        await room.end()
+        await room.end()
+        assert room.held()["a", "h"] == 2, "half of its places"
+        await room.end()
+        await room.end()
+        assert room.held()["a", "h"] == 4, "it is quick again"
+
+    in_room(scenario)
+
+
+def test_T52_slow_names_without_end_leave_places_to_the_new_and_the_quick() -> None:
+    async def scenario(room: Room) -> None:
+        for tenant in ("a", "b", "c", "d"):
+            await room.prove(tenant, "quick")
+            for number in range(9):
+                await room.prove(tenant, f"slow{number}", seconds=15)
+        for tenant in ("a", "b", "c", "d"):
+            for number in range(9):
+                room.add(tenant, f"slow{number}", 9)
+        await room.settle()
+        assert len(room.running) == 8, "half of all"
+        assert room.of_tenant("a") == 4, "half of what a tenant may have"
+        for number in range(9):
+            room.add("b", f"new{number}", 9)
+        await room.settle()
+        assert (len(room.running), room.of_tenant("b")) == (10, 6), "three quarters of it"
+        for number in range(9):
+            room.add("e", f"new{number}", 9)
+        await room.settle()
+        assert len(room.running) == 12, "three quarters of all"
+        for tenant in ("a", "b", "c", "d"):
+            room.add(tenant, "quick")
+            await room.settle()
+            assert room.held()[tenant, "quick"] == 1
+            await room.end(tenant, "quick")
+
+    in_room(scenario)
+
+
+def test_T52_of_a_host_that_many_share_a_slow_tenant_takes_half() -> None:
+    async def scenario(room: Room) -> None:
+        await room.prove("a", "shared", seconds=2)
+        room.add("a", "shared", 9)
+        await room.settle()
+        assert room.held()["a", "shared"] == 2
+        await room.prove("b", "shared")
+        room.add("b", "shared", 9)
+        await room.settle()
+        assert room.held()["b", "shared"] == 2
+        begun = len(room.begun)
+        for _ in range(4):
+            await room.end("b")
+        assert room.begun[begun:].count(("b", "shared")) == 4
+
+    in_room(scenario)
+
+
+def test_T52_tenants_take_turns_at_a_host_and_in_all() -> None:
+    async def scenario(room: Room) -> None:
+        for tenant in ("a", "b"):
+            for host in ("h", "i", "j"):
+                await room.prove(tenant, host)
+        for host in ("h", "i", "j"):
+            room.add("a", host, 30)
+        await room.settle()
+        room.add("b", "h", 30)
+        begun = len(room.begun)
+        for _ in range(30):
+            await room.end()
+        shared = Counter(of for of in room.begun[begun:] if of[1] == "h")
+        assert min(shared["a", "h"], shared["b", "h"]) >= 4
+
+    in_room(scenario, count=8)
+
+
+def test_results_and_notifications_take_turns() -> None:
+    async def run() -> None:
+        places, ran = Places(1, 1, FakeClock()), []
+
+        def job(what: str) -> Callable[[], Awaitable[None]]:
+            async def note() -> None:
+                ran.append(what)
+
+            return note
+
+        for _ in range(3):
+            places.submit("t", "h", job("result"))
+        for _ in range(2):
+            places.submit("t", "h", job("notification"), notification=True)
+        while len(ran) < 5:
+            await asyncio.sleep(0)
+        assert ran[1:] == ["result", "notification"] * 2, "the first was begun before all others"
+
+    asyncio.run(run())
+
+
+def test_a_place_is_kept_until_its_look_ups_are_done() -> None:
+    async def run() -> None:
+        places, ran = Places(1, 1, FakeClock()), []
+        looking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def first() -> None:
+            place = PLACE.get()
+            assert place is not None
+            place.lookups.append(looking)
+
+        async def second() -> None:
+            ran.append(PLACE.get())
+
+        places.submit("t", "h", first)
+        places.submit("t", "h", second)
+        for _ in range(9):
+            await asyncio.sleep(0)
+        assert not ran
+        looking.set_exception(OSError("no such name"))
+        while not ran:
+            await asyncio.sleep(0)
+        await places.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_T52_whatever_comes_every_bound_holds_and_everything_has_its_turn(seed: int) -> None:
+    """Random jobs that end in a random order. A job that could begin has begun, so at the end
+    nothing is left."""
+    rng = random.Random(seed)
+    count, per_host = rng.choice([(1, 1), (2, 1), (3, 2), (8, 3), (16, 20), (64, 8)])
+    tenants, hosts = "abcd"[: rng.randint(1, 4)], "vwxyz"[: rng.randint(1, 5)]
+
+    async def scenario(room: Room) -> None:
+        added = 0
+        for _ in range(300):
+            step = rng.random()
+            if step < 0.4:
+                more = rng.randint(1, 9)
+                added += more
+                many = {"notification": rng.random() < 0.3}
+                room.add(rng.choice(tenants), rng.choice(hosts), more, **many)
+            elif step < 0.6:
+                room.clock.advance(rng.choice([10, 500, 2_000]))
+            elif room.running:
+                await room.end(*rng.choice(list(room.running.values())))
+            await room.settle()
+            assert len(room.running) <= count
+            by_host = Counter(host for _, host in room.running.values())
+            assert max(by_host.values(), default=0) <= per_host
+            of_tenants = [room.of_tenant(tenant) for tenant in tenants]
+            assert max(of_tenants) <= min(count, max(2, count // 2))
+        while room.running:
+            await room.end()
+        assert len(room.begun) == added, "nothing was forgotten"
+        assert room.places._tenants == {} and room.places._hosts == {}
+        assert not any(room.places._rings) and room.places._share._held == [0, 0, 0]
+
+    in_room(scenario, count, per_host)
+
+
+def test_what_is_known_of_hosts_is_bounded() -> None:
+    async def scenario(room: Room) -> None:
+        for number in range(KNOWN_MAX + 10):
+            await room.prove("a", f"h{number}")
+        assert len(room.places._known) == KNOWN_MAX
+        assert room.places.is_quick("a", f"h{KNOWN_MAX}") and not room.places.is_quick("a", "h9")
+
+    in_room(scenario)
