@@ -326,6 +326,30 @@ def test_T52_a_slow_subscriber_delays_no_other(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_T52_slow_subscribers_of_a_tenant_delay_no_other_tenant(tmp_path: Path) -> None:
+    async def run() -> None:
+        slow_names = {f"s{number}_test": ["127.0.0.1"] for number in range(12)}
+        lookup = names(fast_test=["127.0.0.1"], **slow_names)
+        async with (
+            receiver() as slow,
+            receiver() as fast,
+            sender(tmp_path, lookup=lookup, webhooks__concurrency=8) as node,
+            client(node) as worker,
+            client(node, "other/w") as other,
+        ):
+            slow.status = None
+            for name in slow_names:
+                await subscribe(worker, callbackUrl=slow.url(host=name.replace("_", ".")))
+            await subscribe(other, callbackUrl=fast.url(host="fast.test"))
+            await create(worker, "job")
+            await slow.take(3)
+            await create(other, "job")
+            await fast.next()
+            assert slow.open == 3, "three quarters of the tenant's half"
+
+    asyncio.run(run())
+
+
 def test_a_limited_notification_is_left_out(tmp_path: Path) -> None:
     async def run() -> None:
         flags = {

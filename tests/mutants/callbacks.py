@@ -58,7 +58,7 @@ CALLBACKS = (
     ),
     Mutant(
         "pending-webhooks-not-taken-up-at-start",
-        "codeq/server/webhooks.py",
+        "codeq/server/window.py",
         "self._committed(self._deliveries.end)",
         "self._at = self._deliveries.end",
         "test_webhooks.py::test_T18_kill_while_webhooks_are_pending",
@@ -153,6 +153,13 @@ CALLBACKS = (
         "places.submit(subscription.tenant, host_of(url),",
         'places.submit(subscription.tenant, "",',
         "test_rest_subscriptions.py::test_T52_a_slow_subscriber_delays_no_other",
+    ),
+    Mutant(
+        "notifications-are-nobodys",
+        "codeq/server/subscriptions.py",
+        "places.submit(subscription.tenant, host_of(url),",
+        'places.submit("", host_of(url),',
+        "test_rest_subscriptions.py::test_T52_slow_subscribers_of_a_tenant_delay_no_other_tenant",
     ),
     Mutant(
         "one-tenant-may-fill-the-window",
