@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import unicodedata
 from urllib.parse import SplitResult, urlsplit
@@ -19,9 +20,18 @@ _NEVER = tuple(
     ipaddress.IPv6Network(network)
     for network in ("64:ff9b:1::/48", "2001::/32", "fec0::/10", "::/96")
 )
-#: Characters that stand in no name, beside white space and control characters. Who decodes ``%``
-#: would see another name than was checked.
-_NEVER_IN_A_NAME = frozenset("\\%<>^|")
+#: A name has at most so many characters, as short as it may get by normalisation
+HOST_CHARS_MAX = 253
+#: Labels without white space, control characters and others that stand in no name. Who decodes
+#: ``%`` would see another name than was checked.
+_LABEL = r"[^\s\x00-\x1f\x7f-\x9f\\%<>^|.]+"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+#: Characters that resolvers leave out, and the dot that normalisation does not know
+_LEFT_OUT = (
+    *(0xAD, 0x34F, 0x1806, 0x180B, 0x180C, 0x180D, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF),
+    *range(0xFE00, 0xFE10),
+)
+_MAPPED = {**dict.fromkeys(_LEFT_OUT), 0x3002: "."}
 
 
 def is_valid(url: str, *, private: bool) -> bool:
@@ -44,17 +54,12 @@ def _host(parts: SplitResult) -> str:
     host = parts.hostname or ""
     if "[" in parts.netloc:
         return str(ipaddress.IPv6Address(host))
-    name = unicodedata.normalize("NFKC", host).replace("\u3002", ".").removesuffix(".")
-    if not all(name.split(".")) or any(map(_is_never_in_a_name, name)):
+    if len(host) > HOST_CHARS_MAX:
         return ""
-    try:
-        return name.encode("idna").decode()
-    except UnicodeError:  # of a script that this table does not know, or too long: no address
-        return name
-
-
-def _is_never_in_a_name(char: str) -> bool:
-    return char in _NEVER_IN_A_NAME or char.isspace() or unicodedata.category(char) == "Cc"
+    if not host.isascii():  # as an address may be written; a name in another script stays one
+        host = unicodedata.normalize("NFKC", host).casefold().translate(_MAPPED)
+    name = host.removesuffix(".")
+    return name if _NAME.fullmatch(name) else ""
 
 
 def is_public(address: str) -> bool:

@@ -101,7 +101,7 @@ CALLBACKS = (
     Mutant(
         "odd-forms-of-an-address-pass",
         "codeq/engine/targets.py",
-        'unicodedata.normalize("NFKC", host).replace("\\u3002", ".")',
+        'unicodedata.normalize("NFKC", host).casefold().translate(_MAPPED)',
         "host",
         "test_targets.py::test_T38_other_ways_to_write_them",
     ),
