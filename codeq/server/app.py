@@ -434,8 +434,10 @@ async def _run(config: Config, warnings: list[str]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    # Without TLS; a node with it has a handler of its own
-    loop.add_signal_handler(signal.SIGHUP, stopping.set if os.isatty(0) else _nothing_to_read)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # Without TLS; a node with it has a handler of its own
+        hangup = stopping.set if os.isatty(0) else _nothing_to_read
+        loop.add_signal_handler(signal.SIGHUP, hangup)
     sys.setswitchinterval(SWITCH_SECONDS)
     node = Node(config, _store_fault)
     ready = await node.start()
