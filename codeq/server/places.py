@@ -2,8 +2,8 @@
 
 Nobody knows before a try how long it will take, so a place once given may be gone for as long as a
 try lasts. What bounds the harm is how many places may be given to whom. What a tenant sends to a
-host has a standing: quick, when its last try took a second at most; new, before any; else slow, and
-slow too while one that runs has taken longer. What is not quick leaves places free that only the
+host has a standing: new, before a first try is over; quick, when its last try took a second at most
+and none that runs has taken longer; else slow. What is not quick leaves places free that only the
 quick can take, what is slow leaves some to the new, in all and for each tenant.
 """
 
@@ -75,13 +75,15 @@ class Host:
 
 class Lane:
     """What one tenant sends to one host: the jobs that wait, and the places of those that run, the
-    oldest first. Notifications have a line of their own and take turns with results."""
+    oldest first. Notifications have a line of their own and take turns with results. ``quick``:
+    whether the last try was, None before the first is over."""
 
-    __slots__ = ("host", "lines", "ready_as", "running", "tenant", "turn")
+    __slots__ = ("host", "lines", "quick", "ready_as", "running", "tenant", "turn")
 
-    def __init__(self, tenant: Tenant, host: Host) -> None:
+    def __init__(self, tenant: Tenant, host: Host, quick: bool | None) -> None:
         self.tenant = tenant
         self.host = host
+        self.quick = quick
         self.lines: tuple[deque[Job], deque[Job]] = (deque(), deque())
         self.running: dict[Place, None] = {}
         self.ready_as: int | None = None  # standing under which it may have a place
@@ -156,11 +158,13 @@ class Places:
     # --- who may begin
 
     def _standing(self, lane: Lane) -> int:
+        if lane.quick is None:
+            return NEW
+        return QUICK if lane.quick and not self._hangs(lane) else SLOW
+
+    def _hangs(self, lane: Lane) -> bool:
         oldest = next(iter(lane.running), None)
-        if oldest is not None and self._clock.monotonic_s() - oldest.began_s > QUICK_SECONDS:
-            return SLOW
-        quick = self._known.get((lane.tenant.name, lane.host.name))
-        return NEW if quick is None else QUICK if quick else SLOW
+        return oldest is not None and self._clock.monotonic_s() - oldest.began_s > QUICK_SECONDS
 
     def _offer(self, lane: Lane) -> None:
         """Puts the lane where it belongs now: among those that may have a place, among those that
@@ -187,13 +191,15 @@ class Places:
             self._rings[standing].setdefault(tenant)
 
     def _next(self) -> Lane | None:
-        for _ in STANDINGS:
+        while any(self._may_begin(standing) for standing in STANDINGS):
             self._turn = (self._turn + 1) % len(STANDINGS)
-            while self._rings[self._turn] and self._share.may_begin(self._turn):
-                lane = self._next_of(self._turn)
-                if lane is not None:
-                    return lane
+            lane = self._next_of(self._turn) if self._may_begin(self._turn) else None
+            if lane is not None:
+                return lane
         return None
+
+    def _may_begin(self, standing: int) -> bool:
+        return bool(self._rings[standing]) and self._share.may_begin(standing)
 
     def _next_of(self, standing: int) -> Lane | None:
         """The next lane of the tenant whose turn it is, None when it cannot have a place now."""
@@ -258,6 +264,7 @@ class Places:
         place.lane.host.running += more
 
     def _know(self, lane: Lane, quick: bool) -> None:
+        lane.quick = quick
         key = lane.tenant.name, lane.host.name
         self._known[key] = quick
         self._known.move_to_end(key)
@@ -274,7 +281,8 @@ class Places:
         if lane is None:
             host = self._hosts.setdefault(host_name, Host(host_name))
             host.lanes += 1
-            lane = tenant.lanes[host_name] = Lane(tenant, host)
+            quick = self._known.get((tenant_name, host_name))
+            lane = tenant.lanes[host_name] = Lane(tenant, host, quick)
         return lane
 
     def _forget(self, lane: Lane) -> None:
