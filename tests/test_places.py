@@ -184,6 +184,47 @@ def test_T52_tenants_take_turns_at_a_host_and_in_all() -> None:
     in_room(scenario, count=8)
 
 
+def test_T52_a_place_of_a_host_is_offered_to_no_more_than_can_take_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offers = 0
+    offer = Places._offer
+
+    def counted(found: Places, lane: Lane) -> None:
+        nonlocal offers
+        offers += 1
+        offer(found, lane)
+
+    monkeypatch.setattr(Places, "_offer", counted)
+
+    async def scenario(room: Room) -> None:
+        nonlocal offers
+        for number in range(1_000):
+            room.add(f"t{number}", "shared", 2)
+        await room.settle()
+        offers = 0
+        for _ in range(100):
+            await room.end()
+        assert offers <= 500
+        assert len(set(room.begun)) == 104, "and each has its turn"
+
+    in_room(scenario)
+
+
+def test_a_host_that_gets_more_to_do_keeps_its_turn() -> None:
+    async def scenario(room: Room) -> None:
+        for host in ("x", "y", "h", "i"):
+            await room.prove("a", host)
+        for host in ("x", "y", "h", "i", "h"):
+            room.add("a", host)
+        await room.settle()
+        assert room.held() == {("a", "x"): 1, ("a", "y"): 1}
+        await room.end()
+        assert room.begun[-1] == ("a", "h")
+
+    in_room(scenario, count=4)
+
+
 def test_results_and_notifications_take_turns() -> None:
     async def run() -> None:
         places, ran = Places(1, 1, FakeClock()), []

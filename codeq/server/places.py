@@ -70,7 +70,7 @@ class Host:
         self.name = name
         self.running = 0
         self.lanes = 0
-        self.waiting: dict[Lane, None] = {}
+        self.waiting: OrderedDict[Lane, None] = OrderedDict()
 
 
 class Lane:
@@ -141,7 +141,8 @@ class Places:
         """Runs the job when there is a place. What it raises is logged."""
         lane = self._lane(tenant, host)
         lane.lines[notification].append(job)
-        self._offer(lane)
+        if lane.ready_as is None:  # else it would go to the end
+            self._offer(lane)
         self._fill()
 
     def is_quick(self, tenant: str, host: str) -> bool:
@@ -251,12 +252,20 @@ class Places:
         del lane.running[place]
         self._count(place, -1)
         self._forget(lane)
-        waiting, lane.host.waiting = lane.host.waiting, {}
-        for other in waiting | {lane: None}:
-            self._offer(other)
+        self._wake(lane.host)
+        self._offer(lane)  # behind those that wait for the host
         for standing in STANDINGS:
             self._enter(lane.tenant, standing)
         self._fill()
+
+    def _wake(self, host: Host) -> None:
+        """Offers the host's free places to those that wait for one, which may be thousands, until
+        they are taken."""
+        for _ in range(len(host.waiting)):
+            if host.running >= self._per_host:
+                return
+            self._offer(host.waiting.popitem(last=False)[0])
+            self._fill()
 
     def _count(self, place: Place, more: int) -> None:
         self._share.hold(place.standing, more)

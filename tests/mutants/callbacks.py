@@ -206,8 +206,8 @@ CALLBACKS = (
     Mutant(
         "who-waits-for-a-host-is-forgotten",
         "codeq/server/places.py",
-        "for other in waiting | {lane: None}:",
-        "for other in {lane: None}:",
+        "self._wake(lane.host)\n",
+        "pass\n",
         "test_places.py::test_T52_whatever_comes_every_bound_holds_and_everything_has_its_turn",
     ),
     Mutant(
