@@ -21,7 +21,7 @@ class Room:
     def __init__(self, count: int, per_host: int) -> None:
         self.clock = FakeClock()
         self.places = Places(count, per_host, self.clock)
-        self.running: dict[asyncio.Future[None], tuple[str, str]] = {}  # in the order they began
+        self.running: dict[asyncio.Future[bool], tuple[str, str]] = {}  # in the order they began
         self.begun: list[tuple[str, str]] = []
 
     def add(self, tenant: str, host: str, count: int = 1, **kw: Any) -> None:
@@ -31,12 +31,13 @@ class Room:
     def _job(self, tenant: str, host: str) -> Callable[[], Awaitable[None]]:
         async def job() -> None:
             began_s = self.clock.monotonic_s()
-            end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            end: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self.running[end] = (tenant, host)
             self.begun.append((tenant, host))
-            await end
+            failed = await end
             place = PLACE.get()
             assert place is not None
+            place.failed = failed
             place.took_s = self.clock.monotonic_s() - began_s
 
         return job
@@ -45,7 +46,9 @@ class Room:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    async def end(self, tenant: str | None = None, host: str | None = None) -> None:
+    async def end(
+        self, tenant: str | None = None, host: str | None = None, *, failed: bool = False
+    ) -> None:
         """Ends the oldest of these jobs."""
         found = next(
             end
@@ -53,15 +56,15 @@ class Room:
             if tenant in (None, of[0]) and host in (None, of[1])
         )
         del self.running[found]
-        found.set_result(None)
+        found.set_result(failed)
         await self.settle()
 
-    async def prove(self, tenant: str, host: str, *, seconds: float = 0) -> None:
+    async def prove(self, tenant: str, host: str, *, seconds: float = 0, **kw: Any) -> None:
         """One try, so that the standing is known."""
         self.add(tenant, host)
         await self.settle()
         self.clock.advance(int(seconds * 1000))
-        await self.end(tenant, host)
+        await self.end(tenant, host, **kw)
 
     def held(self) -> Counter[tuple[str, str]]:
         return Counter(self.running.values())
@@ -369,6 +372,30 @@ def test_T52_whatever_comes_every_bound_holds_and_everything_has_its_turn(
         assert not any(room.places._rings) and room.places._share._held == [0, 0, 0]
 
     in_room(scenario, count, per_host)
+
+
+def test_a_host_is_quick_that_takes_what_is_sent_and_at_once() -> None:
+    async def scenario(room: Room) -> None:
+        def quick() -> bool:
+            return room.places.is_quick("a", "h")
+
+        assert not quick()
+        await room.prove("a", "h")
+        assert quick()
+        room.add("a", "h")
+        await room.settle()
+        room.clock.advance(1_000)
+        assert quick()
+        room.clock.advance(1)
+        assert not quick(), "one that runs takes longer"
+        await room.end()
+        assert not quick()
+        await room.prove("a", "h", failed=True)
+        assert not quick() and room.places._known["a", "h"].quick
+        await room.prove("a", "h")
+        assert quick()
+
+    in_room(scenario)
 
 
 def test_what_is_known_of_hosts_is_bounded() -> None:

@@ -317,6 +317,39 @@ def test_T52_a_tenant_with_many_dead_hosts_fills_no_window(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("status", [None, 503])
+def test_T52_hosts_that_were_quick_and_are_not_any_more_fill_no_window(
+    tmp_path: Path, status: int | None
+) -> None:
+    """As many deliveries of each as a quick host may have in memory would leave no room."""
+    dead = hosts(6, "d")
+    lookup = all_here("fast.test", *dead)
+    window = {"host_max": 32, "window_max": 1_024}
+
+    async def run() -> None:
+        async with (
+            receiver() as slow,
+            receiver() as fast,
+            sender(tmp_path, lookup=lookup, window=window) as node,
+        ):
+            urls = [slow.url(host=host) for host in dead]
+            await node.end(*urls, fast.url(host="fast.test"))
+            await fast.next()
+            await delivered(node)
+            slow.status = status
+            await node.end(*urls)
+            await slow.take(12)
+            await node.until(lambda: status is None or len(node.webhooks._later) == 6)
+            node.clock.advance(1_001)
+            await node.end(*urls * 40)
+            await node.end(fast.url(host="fast.test"))
+            await fast.next()
+            await node.until(lambda: node.shard.deliveries.pending == 41 * 6)
+            assert node.webhooks.held == 16 * 6
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(("host_max", "window_max"), [(4, 16), (1, 8), (3, 40), (20, 9), (2, 160)])
 def test_what_has_no_room_in_memory_is_delivered_once_there_is(
     tmp_path: Path, host_max: int, window_max: int

@@ -201,9 +201,12 @@ class Callbacks:
         trying = asyncio.ensure_future(self._send(url, body, headers))
         stop_timer = self._shard.at(clock.now_ms() + TRY_MS, over.set)
         timing = asyncio.ensure_future(over.wait())
+        failure = f"no answer within {TRY_MS // 1000} s"
         try:
             await asyncio.wait((trying, timing), return_when=asyncio.FIRST_COMPLETED)
-            return trying.result() if trying.done() else f"no answer within {TRY_MS // 1000} s"
+            if trying.done():
+                failure = trying.result()
+            return failure
         finally:
             stop_timer()
             timing.cancel()
@@ -212,6 +215,7 @@ class Callbacks:
             place = PLACE.get()
             if place is not None:
                 place.took_s = clock.monotonic_s() - began_s
+                place.failed = bool(failure)
 
     async def _send(self, url: str, body: bytes, headers: dict[str, str]) -> str:
         try:

@@ -14,7 +14,7 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from codeq.engine.clock import Clock
 
@@ -75,15 +75,15 @@ class Host:
 
 class Lane:
     """What one tenant sends to one host: the jobs that wait, and the places of those that run, the
-    oldest first. Notifications have a line of their own and take turns with results. ``quick``:
-    whether the last try was, None before the first is over."""
+    oldest first. Notifications have a line of their own and take turns with results. ``last``: how
+    the last try was, None before the first is over."""
 
-    __slots__ = ("host", "lines", "quick", "ready_as", "running", "tenant", "turn")
+    __slots__ = ("host", "last", "lines", "ready_as", "running", "tenant", "turn")
 
-    def __init__(self, tenant: Tenant, host: Host, quick: bool | None) -> None:
+    def __init__(self, tenant: Tenant, host: Host, last: Tried | None) -> None:
         self.tenant = tenant
         self.host = host
-        self.quick = quick
+        self.last = last
         self.lines: tuple[deque[Job], deque[Job]] = (deque(), deque())
         self.running: dict[Place, None] = {}
         self.ready_as: int | None = None  # standing under which it may have a place
@@ -99,11 +99,18 @@ class Lane:
         return bool(self.lines[0] or self.lines[1])
 
 
+class Tried(NamedTuple):
+    """How a try was."""
+
+    quick: bool
+    failed: bool
+
+
 class Place:
     """What a job holds while it runs, and longer, until everything in ``lookups`` is done.
-    ``took_s``: how long its try took, None = there was none."""
+    ``took_s``: how long its try took, None = there was none; ``failed``: whether it was in vain."""
 
-    __slots__ = ("began_s", "lane", "lookups", "standing", "took_s")
+    __slots__ = ("began_s", "failed", "lane", "lookups", "standing", "took_s")
 
     def __init__(self, lane: Lane, standing: int, began_s: float) -> None:
         self.lane = lane
@@ -111,6 +118,7 @@ class Place:
         self.began_s = began_s
         self.lookups: list[asyncio.Future[Any]] = []
         self.took_s: float | None = None
+        self.failed = False
 
 
 #: The place that the present task has
@@ -133,7 +141,7 @@ class Places:
         self._hosts: dict[str, Host] = {}
         self._rings: tuple[dict[Tenant, None], ...] = ({}, {}, {})  # those with a lane to begin
         self._turn = 0
-        self._known: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether quick
+        self._known: OrderedDict[tuple[str, str], Tried] = OrderedDict()  # how the last try was
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
@@ -145,9 +153,13 @@ class Places:
             self._offer(lane)
         self._fill()
 
-    def is_quick(self, tenant: str, host: str) -> bool:
-        """Whether the last try of the tenant at the host took a second at most."""
-        return self._known.get((tenant, host), False)
+    def is_quick(self, tenant_name: str, host_name: str) -> bool:
+        """Whether the host takes what the tenant sends, and at once: the last try did not fail and
+        took a second at most, nor has one that runs taken longer."""
+        last = self._known.get((tenant_name, host_name))
+        tenant = self._tenants.get(tenant_name)
+        lane = tenant.lanes.get(host_name) if tenant is not None else None
+        return last == Tried(quick=True, failed=False) and not (lane and self._hangs(lane))
 
     async def stop(self) -> None:
         """Cancels what runs, forgets what waits."""
@@ -159,9 +171,9 @@ class Places:
     # --- who may begin
 
     def _standing(self, lane: Lane) -> int:
-        if lane.quick is None:
+        if lane.last is None:
             return NEW
-        return QUICK if lane.quick and not self._hangs(lane) else SLOW
+        return QUICK if lane.last.quick and not self._hangs(lane) else SLOW
 
     def _hangs(self, lane: Lane) -> bool:
         oldest = next(iter(lane.running), None)
@@ -248,7 +260,7 @@ class Places:
     def _end(self, place: Place) -> None:
         lane = place.lane
         if place.took_s is not None:
-            self._know(lane, place.took_s <= QUICK_SECONDS)
+            self._know(lane, Tried(place.took_s <= QUICK_SECONDS, place.failed))
         del lane.running[place]
         self._count(place, -1)
         self._forget(lane)
@@ -272,10 +284,10 @@ class Places:
         place.lane.tenant.hold(place.standing, more)
         place.lane.host.running += more
 
-    def _know(self, lane: Lane, quick: bool) -> None:
-        lane.quick = quick
+    def _know(self, lane: Lane, last: Tried) -> None:
+        lane.last = last
         key = lane.tenant.name, lane.host.name
-        self._known[key] = quick
+        self._known[key] = last
         self._known.move_to_end(key)
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
@@ -290,8 +302,8 @@ class Places:
         if lane is None:
             host = self._hosts.setdefault(host_name, Host(host_name))
             host.lanes += 1
-            quick = self._known.get((tenant_name, host_name))
-            lane = tenant.lanes[host_name] = Lane(tenant, host, quick)
+            last = self._known.get((tenant_name, host_name))
+            lane = tenant.lanes[host_name] = Lane(tenant, host, last)
         return lane
 
     def _forget(self, lane: Lane) -> None:

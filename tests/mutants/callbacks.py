@@ -211,6 +211,13 @@ CALLBACKS = (
         "test_places.py::test_T52_whatever_comes_every_bound_holds_and_everything_has_its_turn",
     ),
     Mutant(
+        "a-host-that-hangs-is-quick-until-its-tries-are-over",
+        "codeq/server/places.py",
+        " and not (lane and self._hangs(lane))",
+        "",
+        "test_places.py::test_a_host_is_quick_that_takes_what_is_sent_and_at_once",
+    ),
+    Mutant(
         "a-look-up-keeps-no-place",
         "codeq/server/callbacks.py",
         "place.lookups.append(looking)",
