@@ -37,13 +37,14 @@ class Host:
 class Tenant:
     """The same of a tenant. What stands below ``more`` is in memory or known to its host."""
 
-    __slots__ = ("count", "hosts", "hungry", "more", "name")
+    __slots__ = ("count", "hosts", "hungry", "more", "name", "turn")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
         self.more: bytes | None = None
         self.hosts: dict[str, Host] = {}
+        self.turn = 0
         self.hungry: dict[Host, None] = {}  # those with room for what they have in the store
 
 
@@ -133,16 +134,18 @@ class Window:
         self._at = page.next or end
 
     async def _read_more(self, tenant: Tenant) -> None:
-        """One page of what was passed over of the tenant, whose turn is over with it. First what no
-        host knows of: hosts with a long line would take all room again."""
+        """One page of what was passed over of the tenant, whose turn is over with it: by turns of
+        what no host knows of and of what a host has, so that neither takes all room."""
         del self._hungry[tenant]
-        if tenant.more is not None:
+        tenant.turn ^= 1
+        if tenant.more is not None and (tenant.turn or not tenant.hungry):
             await self._read_tenant(tenant)
         else:
             host = next(iter(tenant.hungry))
             await self._read_host(tenant, host)
-            if not self._is_hungry(tenant, host):
-                tenant.hungry.pop(host, None)
+            del tenant.hungry[host]
+            if self._is_hungry(tenant, host):
+                tenant.hungry[host] = None  # at the end
             self._forget(tenant, host)
         self._line_up(tenant)
 

@@ -176,6 +176,14 @@ CALLBACKS = (
         "test_webhooks.py::test_what_has_no_room_in_memory_is_delivered_once_there_is",
     ),
     Mutant(
+        "hosts-wait-for-all-that-was-passed-over-of-their-tenant",
+        "codeq/server/window.py",
+        " and (tenant.turn or not tenant.hungry):",
+        ":",
+        "test_window.py::"
+        "test_T52_a_quick_host_does_not_wait_for_all_that_was_passed_over_of_its_tenant",
+    ),
+    Mutant(
         "one-tenant-may-have-all-places",
         "codeq/server/places.py",
         "min(count, max(2, count // 2))",
