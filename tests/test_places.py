@@ -169,6 +169,26 @@ def test_T52_of_a_host_that_many_share_a_slow_tenant_takes_half() -> None:
     in_room(scenario)
 
 
+def test_T52_hosts_that_never_answer_leave_a_slow_host_of_the_tenant_its_part() -> None:
+    async def scenario(room: Room) -> None:
+        found = ["slow", *(f"dead{number}" for number in range(4))]
+        for host in found:
+            await room.prove("a", host, seconds=2)
+        for host in found:
+            room.add("a", host, 9)
+        await room.settle()
+        room.clock.advance(15_000)
+        for _ in range(6):
+            await room.end()
+        for _ in range(5):
+            room.clock.advance(1_500)
+            await room.end("a", "slow")
+            assert room.held()["a", "slow"] == 1
+        assert len(room.running) == 6, "one of the others has two"
+
+    in_room(scenario, count=24)
+
+
 def test_T52_tenants_take_turns_at_a_host_and_in_all() -> None:
     async def scenario(room: Room) -> None:
         for tenant in ("a", "b"):

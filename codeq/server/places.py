@@ -50,7 +50,8 @@ class Share:
 
 
 class Tenant(Share):
-    """A tenant's share, its lanes by host, and those of each standing that may have a place."""
+    """A tenant's share, its lanes by host, and those that may have a place: by standing, then by
+    how many they have."""
 
     __slots__ = ("lanes", "name", "ready")
 
@@ -58,7 +59,20 @@ class Tenant(Share):
         super().__init__(count)
         self.name = name
         self.lanes: dict[str, Lane] = {}
-        self.ready: tuple[dict[Lane, None], ...] = ({}, {}, {})
+        self.ready: tuple[list[dict[Lane, None]], ...] = ([], [], [])
+
+    def put(self, lane: Lane, standing: int) -> None:
+        """Puts the lane behind those of its standing that have as many places."""
+        ready = self.ready[standing]
+        while len(ready) <= len(lane.running):
+            ready.append({})
+        lane.ready_as, lane.ready_in = standing, ready[len(lane.running)]
+        lane.ready_in[lane] = None
+
+    def first(self, standing: int) -> Lane | None:
+        """The lane that is next: one with the fewest places, so that those that keep theirs for
+        long do not end up with all of them."""
+        return next((lane for lanes in self.ready[standing] for lane in lanes), None)
 
 
 class Host:
@@ -78,7 +92,7 @@ class Lane:
     oldest first. Notifications have a line of their own and take turns with results. ``last``: how
     the last try was, None before the first is over."""
 
-    __slots__ = ("host", "last", "lines", "ready_as", "running", "tenant", "turn")
+    __slots__ = ("host", "last", "lines", "ready_as", "ready_in", "running", "tenant", "turn")
 
     def __init__(self, tenant: Tenant, host: Host, last: Tried | None) -> None:
         self.tenant = tenant
@@ -87,6 +101,7 @@ class Lane:
         self.lines: tuple[deque[Job], deque[Job]] = (deque(), deque())
         self.running: dict[Place, None] = {}
         self.ready_as: int | None = None  # standing under which it may have a place
+        self.ready_in: dict[Lane, None] = {}  # where it waits for that
         self.turn = 0
 
     def next(self) -> Job:
@@ -183,7 +198,7 @@ class Places:
         """Puts the lane where it belongs now: among those that may have a place, among those that
         wait for one of the host, or nowhere until one of its own is free."""
         if lane.ready_as is not None:
-            lane.tenant.ready[lane.ready_as].pop(lane)
+            del lane.ready_in[lane]
             lane.ready_as = None
         standing = self._standing(lane)
         if not lane.waits or len(lane.running) >= self._per_lane[standing]:
@@ -191,8 +206,7 @@ class Places:
         if lane.host.running >= self._per_host or len(lane.running) >= self._part(lane.host):
             lane.host.waiting[lane] = None
             return
-        lane.ready_as = standing
-        lane.tenant.ready[standing][lane] = None
+        lane.tenant.put(lane, standing)
         self._enter(lane.tenant, standing)
 
     def _part(self, host: Host) -> int:
@@ -200,7 +214,7 @@ class Places:
         return max(1, self._per_host // host.lanes)
 
     def _enter(self, tenant: Tenant, standing: int) -> None:
-        if tenant.ready[standing] and tenant.may_begin(standing):
+        if tenant.first(standing) and tenant.may_begin(standing):
             self._rings[standing].setdefault(tenant)
 
     def _next(self) -> Lane | None:
@@ -218,9 +232,9 @@ class Places:
         """The next lane of the tenant whose turn it is, None when it cannot have a place now."""
         tenant = next(iter(self._rings[standing]))
         del self._rings[standing][tenant]
-        if not tenant.ready[standing] or not tenant.may_begin(standing):
+        lane = tenant.first(standing)
+        if lane is None or not tenant.may_begin(standing):
             return None  # it enters again when it may
-        lane = next(iter(tenant.ready[standing]))
         self._offer(lane)  # to the end, or elsewhere: time has passed, and others have begun
         self._enter(tenant, standing)
         return lane if lane.ready_as == standing else None

@@ -191,6 +191,14 @@ CALLBACKS = (
         "test_places.py::test_T52_a_tenant_has_half_of_the_places_at_most",
     ),
     Mutant(
+        "hosts-that-never-answer-end-up-with-the-places-of-a-slow-one",
+        "codeq/server/places.py",
+        "while len(ready) <= len(lane.running):\n            ready.append({})\n"
+        "        lane.ready_as, lane.ready_in = standing, ready[len(lane.running)]",
+        "ready[:] = ready or [{}]\n        lane.ready_as, lane.ready_in = standing, ready[0]",
+        "test_places.py::test_T52_hosts_that_never_answer_leave_a_slow_host_of_the_tenant_its_part",
+    ),
+    Mutant(
         "slow-hosts-may-have-all-places",
         "codeq/server/places.py",
         "(count, count - count // 4, count - count // 2)",
