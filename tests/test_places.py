@@ -86,18 +86,24 @@ def in_room(
     asyncio.run(run())
 
 
-def test_T52_a_tenant_has_half_of_the_places_at_most() -> None:
+def test_T52_a_tenant_has_half_of_the_places_at_most_and_alone_three_quarters() -> None:
     async def scenario(room: Room) -> None:
+        for tenant in ("a", "b"):
+            for number in range(8):
+                await room.prove(tenant, f"{tenant}{number}")
         for number in range(8):
-            await room.prove("a", f"h{number}")
-        for number in range(8):
-            room.add("a", f"h{number}", 8)
+            room.add("a", f"a{number}", 8)
         await room.settle()
-        assert room.of_tenant("a") == 8
-        await room.prove("b", "x")
-        room.add("b", "x", 9)
+        assert room.of_tenant("a") == 12, "alone"
+        room.add("b", "b0", 9)
         await room.settle()
         assert room.of_tenant("b") == 4, "as many as a host may have"
+        for _ in range(5):
+            await room.end("a")
+        assert room.of_tenant("a") == 8
+        for _ in range(9):
+            await room.end("b")
+        assert (room.of_tenant("a"), room.of_tenant("b")) == (12, 0), "alone again"
 
     in_room(scenario)
 
@@ -238,10 +244,10 @@ def test_a_host_that_gets_more_to_do_keeps_its_turn() -> None:
     async def scenario(room: Room) -> None:
         for host in ("x", "y", "h", "i"):
             await room.prove("a", host)
-        for host in ("x", "y", "h", "i", "h"):
+        for host in ("x", "y", "z", "h", "i", "h"):
             room.add("a", host)
         await room.settle()
-        assert room.held() == {("a", "x"): 1, ("a", "y"): 1}
+        assert room.held() == {("a", "x"): 1, ("a", "y"): 1, ("a", "z"): 1}
         await room.end()
         assert room.begun[-1] == ("a", "h")
 
@@ -334,8 +340,8 @@ def could_begin(room: Room) -> list[tuple[str, str]]:
             lane.waits
             and len(lane.running) < min(found._per_lane[standing], found._part(lane.host))
             and lane.host.running < found._per_host
-            and lane.tenant.may_begin(standing)
-            and found._share.may_begin(standing)
+            and found._may_have(lane.tenant, standing)
+            and found._held.may_begin(standing, found._most)
         )
 
     lanes = [lane for tenant in found._tenants.values() for lane in tenant.lanes.values()]
@@ -343,17 +349,19 @@ def could_begin(room: Room) -> list[tuple[str, str]]:
 
 
 def check_bounds(room: Room, count: int, per_host: int) -> None:
-    of_tenant = min(count, max(2, count // 2))
+    half, most = (min(count, max(2, part)) for part in (count // 2, count * 3 // 4))
     lanes = [lane for tenant in room.places._tenants.values() for lane in tenant.lanes.values()]
     running = [place for lane in lanes for place in lane.running]
     assert max(Counter(place.lane.host.name for place in running).values(), default=0) <= per_host
-    assert_share(running, count)
-    for tenant in room.places._tenants:
-        assert_share([place for place in running if place.lane.tenant.name == tenant], of_tenant)
-
-
-def assert_share(running: list[Place], count: int) -> None:
     assert len(running) <= count
+    assert_parts(running, count)
+    for tenant in room.places._tenants:
+        of_tenant = [place for place in running if place.lane.tenant.name == tenant]
+        assert len(of_tenant) <= most, "alone, else not more than half"
+        assert_parts(of_tenant, half)
+
+
+def assert_parts(running: list[Place], count: int) -> None:
     assert sum(place.standing >= NEW for place in running) <= count - count // 4
     assert sum(place.standing == SLOW for place in running) <= count - count // 2
 
@@ -389,7 +397,7 @@ def test_T52_whatever_comes_every_bound_holds_and_everything_has_its_turn(
             await room.end()
         assert len(room.begun) == added, "nothing was forgotten"
         assert room.places._tenants == {} and room.places._hosts == {}
-        assert not any(room.places._rings) and room.places._share._held == [0, 0, 0]
+        assert not any(room.places._rings) and room.places._held._held == [0, 0, 0]
 
     in_room(scenario, count, per_host)
 

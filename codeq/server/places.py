@@ -31,32 +31,36 @@ KNOWN_MAX = 4_096
 Job = Callable[[], Awaitable[None]]
 
 
-class Share:
-    """A number of places. The new and the slow together get at most three quarters of them, the
-    slow at most half."""
+def parts(count: int) -> tuple[int, ...]:
+    """Of so many places what may be taken by standing, each with those that are worse: the new and
+    the slow together get at most three quarters, the slow at most half."""
+    return count, count - count // 4, count - count // 2
 
-    __slots__ = ("_held", "_most")
 
-    def __init__(self, count: int) -> None:
-        self._most = (count, count - count // 4, count - count // 2)
+class Held:
+    """How many places are taken."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
         self._held = [0, 0, 0]  # by standing: with it or a worse one
 
-    def may_begin(self, standing: int) -> bool:
-        return all(self._held[i] < self._most[i] for i in range(standing + 1))
+    def may_begin(self, standing: int, most: tuple[int, ...]) -> bool:
+        return all(self._held[i] < most[i] for i in range(standing + 1))
 
     def hold(self, standing: int, more: int) -> None:
         for i in range(standing + 1):
             self._held[i] += more
 
 
-class Tenant(Share):
-    """A tenant's share, its lanes by host, and those that may have a place: by standing, then by
+class Tenant(Held):
+    """A tenant's places, its lanes by host, and those that may have a place: by standing, then by
     how many they have."""
 
     __slots__ = ("lanes", "name", "ready")
 
-    def __init__(self, name: str, count: int) -> None:
-        super().__init__(count)
+    def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
         self.lanes: dict[str, Lane] = {}
         self.ready: tuple[list[dict[Lane, None]], ...] = ([], [], [])
@@ -141,15 +145,20 @@ PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
 
 
 class Places:
-    """Runs jobs, at most ``count`` at a time and ``per_host`` of one host. No tenant has more than
-    half of the places or two, and of a host's not more than its part among those that use it now; a
-    lane that is slow has at most half of them, one that is new only one. Tenants take turns, the
-    hosts of a tenant too, and so do the standings."""
+    """Runs jobs, at most ``count`` at a time and ``per_host`` of one host. No tenant gets more than
+    half of the places or two, one that is alone three quarters if they are for quick hosts, and of
+    a host's none more than its part among those that use it now; a lane that is slow gets at most
+    half of them, one that is new only one. Tenants take turns, the hosts of a tenant too, and so do
+    the standings."""
 
     def __init__(self, count: int, per_host: int, clock: Clock) -> None:
         self._clock = clock
-        self._share = Share(count)
-        self._tenant_count = min(count, max(2, count // 2))  # one alone is gone with one slow host
+        self._held = Held()
+        self._most = parts(count)
+        # not less than two, since a single one is gone with one slow host
+        self._most_of_tenant = parts(min(count, max(2, count // 2)))
+        # more quick ones only: others would keep places it may not have once it is not alone
+        self._most_of_only = (min(count, max(2, count * 3 // 4)), *self._most_of_tenant[1:])
         self._per_host = per_host
         self._per_lane = (per_host, 1, (per_host + 1) // 2)  # by standing
         self._tenants: dict[str, Tenant] = {}
@@ -214,8 +223,12 @@ class Places:
         return max(1, self._per_host // host.lanes)
 
     def _enter(self, tenant: Tenant, standing: int) -> None:
-        if tenant.first(standing) and tenant.may_begin(standing):
+        if tenant.first(standing) and self._may_have(tenant, standing):
             self._rings[standing].setdefault(tenant)
+
+    def _may_have(self, tenant: Tenant, standing: int) -> bool:
+        alone = len(self._tenants) == 1
+        return tenant.may_begin(standing, self._most_of_only if alone else self._most_of_tenant)
 
     def _next(self) -> Lane | None:
         while any(self._may_begin(standing) for standing in STANDINGS):
@@ -226,14 +239,14 @@ class Places:
         return None
 
     def _may_begin(self, standing: int) -> bool:
-        return bool(self._rings[standing]) and self._share.may_begin(standing)
+        return bool(self._rings[standing]) and self._held.may_begin(standing, self._most)
 
     def _next_of(self, standing: int) -> Lane | None:
         """The next lane of the tenant whose turn it is, None when it cannot have a place now."""
         tenant = next(iter(self._rings[standing]))
         del self._rings[standing][tenant]
         lane = tenant.first(standing)
-        if lane is None or not tenant.may_begin(standing):
+        if lane is None or not self._may_have(tenant, standing):
             return None  # it enters again when it may
         self._offer(lane)  # to the end, or elsewhere: time has passed, and others have begun
         self._enter(tenant, standing)
@@ -280,8 +293,9 @@ class Places:
         self._forget(lane)
         self._wake(lane.host)
         self._offer(lane)  # behind those that wait for the host
-        for standing in STANDINGS:
-            self._enter(lane.tenant, standing)
+        for tenant in self._tenants.values() if len(self._tenants) == 1 else (lane.tenant,):
+            for standing in STANDINGS:
+                self._enter(tenant, standing)
         self._fill()
 
     def _wake(self, host: Host) -> None:
@@ -294,7 +308,7 @@ class Places:
             self._fill()
 
     def _count(self, place: Place, more: int) -> None:
-        self._share.hold(place.standing, more)
+        self._held.hold(place.standing, more)
         place.lane.tenant.hold(place.standing, more)
         place.lane.host.running += more
 
@@ -311,7 +325,7 @@ class Places:
     def _lane(self, tenant_name: str, host_name: str) -> Lane:
         tenant = self._tenants.get(tenant_name)
         if tenant is None:
-            tenant = self._tenants[tenant_name] = Tenant(tenant_name, self._tenant_count)
+            tenant = self._tenants[tenant_name] = Tenant(tenant_name)
         lane = tenant.lanes.get(host_name)
         if lane is None:
             host = self._hosts.setdefault(host_name, Host(host_name))

@@ -186,9 +186,9 @@ CALLBACKS = (
     Mutant(
         "one-tenant-may-have-all-places",
         "codeq/server/places.py",
-        "min(count, max(2, count // 2))",
-        "count",
-        "test_places.py::test_T52_a_tenant_has_half_of_the_places_at_most",
+        "parts(min(count, max(2, count // 2)))",
+        "parts(count)",
+        "test_places.py::test_T52_a_tenant_has_half_of_the_places_at_most_and_alone_three_quarters",
     ),
     Mutant(
         "hosts-that-never-answer-end-up-with-the-places-of-a-slow-one",
@@ -199,10 +199,17 @@ CALLBACKS = (
         "test_places.py::test_T52_hosts_that_never_answer_leave_a_slow_host_of_the_tenant_its_part",
     ),
     Mutant(
+        "slow-hosts-of-a-tenant-alone-keep-more-than-it-may-have-then",
+        "codeq/server/places.py",
+        "(min(count, max(2, count * 3 // 4)), *self._most_of_tenant[1:])",
+        "parts(min(count, max(2, count * 3 // 4)))",
+        "test_webhooks.py::test_T52_many_slow_hosts_delay_no_other_tenant_and_no_quick_host",
+    ),
+    Mutant(
         "slow-hosts-may-have-all-places",
         "codeq/server/places.py",
-        "(count, count - count // 4, count - count // 2)",
-        "(count, count, count)",
+        "return count, count - count // 4, count - count // 2",
+        "return count, count, count",
         "test_webhooks.py::test_T52_many_slow_hosts_delay_no_other_tenant_and_no_quick_host",
     ),
     Mutant(
