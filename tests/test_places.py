@@ -24,21 +24,31 @@ class Room:
         self.running: dict[asyncio.Future[bool], tuple[str, str]] = {}  # in the order they began
         self.begun: list[tuple[str, str]] = []
 
-    def add(self, tenant: str, host: str, count: int = 1, **kw: Any) -> None:
+    def add(
+        self,
+        tenant: str,
+        host: str,
+        count: int = 1,
+        reads: Awaitable[None] | None = None,
+        **kw: Any,
+    ) -> None:
+        """``reads``: what the jobs wait for before they begin to send."""
         for _ in range(count):
-            self.places.submit(tenant, host, self._job(tenant, host), **kw)
+            self.places.submit(tenant, host, self._job(tenant, host, reads), **kw)
 
-    def _job(self, tenant: str, host: str) -> Callable[[], Awaitable[None]]:
+    def _job(
+        self, tenant: str, host: str, reads: Awaitable[None] | None
+    ) -> Callable[[], Awaitable[None]]:
         async def job() -> None:
-            began_s = self.clock.monotonic_s()
+            place = PLACE.get()
+            assert place is not None
+            if reads is not None:
+                await reads
+            place.began_s = self.clock.monotonic_s()
             end: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self.running[end] = (tenant, host)
             self.begun.append((tenant, host))
-            failed = await end
-            place = PLACE.get()
-            assert place is not None
-            place.failed = failed
-            place.took_s = self.clock.monotonic_s() - began_s
+            place.failed = await end
 
         return job
 
@@ -384,7 +394,7 @@ def test_T52_whatever_comes_every_bound_holds_and_everything_has_its_turn(
             if step < 0.4:
                 more = rng.randint(1, 9)
                 added += more
-                many = {"notification": rng.random() < 0.3}
+                many: dict[str, Any] = {"notification": rng.random() < 0.3}
                 room.add(rng.choice(tenants), rng.choice(hosts), more, **many)
             elif step < 0.55:
                 room.clock.advance(rng.choice([10, 500, 2_000]))
@@ -422,6 +432,22 @@ def test_a_host_is_quick_that_takes_what_is_sent_and_at_once() -> None:
         assert not quick() and room.places._known["a", "h"].quick
         await room.prove("a", "h")
         assert quick()
+
+    in_room(scenario)
+
+
+def test_T52_a_disk_that_is_slow_makes_no_host_slow() -> None:
+    async def scenario(room: Room) -> None:
+        await room.prove("a", "h")
+        reads: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        room.add("a", "h", reads=reads)
+        await room.settle()
+        room.clock.advance(5_000)
+        assert room.places.is_quick("a", "h")
+        reads.set_result(None)
+        await room.settle()
+        await room.end()
+        assert room.places.is_quick("a", "h")
 
     in_room(scenario)
 

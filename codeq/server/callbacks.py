@@ -196,26 +196,24 @@ class Callbacks:
     async def _try(self, url: str, body: bytes, trace: dict[str, str]) -> str:
         headers = {**trace, **self._signature(body)}
         clock = self._shard.clock
-        began_s = clock.monotonic_s()
+        place = PLACE.get()
+        if place is not None:
+            place.began_s = clock.monotonic_s()
         over = asyncio.Event()
         trying = asyncio.ensure_future(self._send(url, body, headers))
         stop_timer = self._shard.at(clock.now_ms() + TRY_MS, over.set)
         timing = asyncio.ensure_future(over.wait())
-        failure = f"no answer within {TRY_MS // 1000} s"
         try:
             await asyncio.wait((trying, timing), return_when=asyncio.FIRST_COMPLETED)
-            if trying.done():
-                failure = trying.result()
-            return failure
+            failure = trying.result() if trying.done() else f"no answer within {TRY_MS // 1000} s"
         finally:
             stop_timer()
             timing.cancel()
             trying.cancel()
             await asyncio.gather(trying, timing, return_exceptions=True)
-            place = PLACE.get()
-            if place is not None:
-                place.took_s = clock.monotonic_s() - began_s
-                place.failed = bool(failure)
+        if place is not None:
+            place.failed = bool(failure)
+        return failure
 
     async def _send(self, url: str, body: bytes, headers: dict[str, str]) -> str:
         try:

@@ -127,16 +127,15 @@ class Tried(NamedTuple):
 
 class Place:
     """What a job holds while it runs, and longer, until everything in ``lookups`` is done.
-    ``took_s``: how long its try took, None = there was none; ``failed``: whether it was in vain."""
+    ``began_s``: when its POST began, None = there was none; ``failed``: whether it was in vain."""
 
-    __slots__ = ("began_s", "failed", "lane", "lookups", "standing", "took_s")
+    __slots__ = ("began_s", "failed", "lane", "lookups", "standing")
 
-    def __init__(self, lane: Lane, standing: int, began_s: float) -> None:
+    def __init__(self, lane: Lane, standing: int) -> None:
         self.lane = lane
         self.standing = standing
-        self.began_s = began_s
         self.lookups: list[asyncio.Future[Any]] = []
-        self.took_s: float | None = None
+        self.began_s: float | None = None
         self.failed = False
 
 
@@ -201,7 +200,12 @@ class Places:
 
     def _hangs(self, lane: Lane) -> bool:
         oldest = next(iter(lane.running), None)
-        return oldest is not None and self._clock.monotonic_s() - oldest.began_s > QUICK_SECONDS
+        return oldest is not None and self._takes_long(oldest)
+
+    def _takes_long(self, place: Place) -> bool:
+        if place.began_s is None:
+            return False
+        return self._clock.monotonic_s() - place.began_s > QUICK_SECONDS
 
     def _offer(self, lane: Lane) -> None:
         """Puts the lane where it belongs now: among those that may have a place, among those that
@@ -260,7 +264,7 @@ class Places:
             if lane is None:
                 return
             assert lane.ready_as is not None
-            place = Place(lane, lane.ready_as, self._clock.monotonic_s())
+            place = Place(lane, lane.ready_as)
             job = lane.next()
             self._count(place, 1)
             lane.running[place] = None
@@ -286,8 +290,8 @@ class Places:
 
     def _end(self, place: Place) -> None:
         lane = place.lane
-        if place.took_s is not None:
-            self._know(lane, Tried(place.took_s <= QUICK_SECONDS, place.failed))
+        if place.began_s is not None:
+            self._know(lane, Tried(not self._takes_long(place), place.failed))
         del lane.running[place]
         self._count(place, -1)
         self._forget(lane)
