@@ -185,6 +185,20 @@ def test_T52_of_a_host_that_many_share_a_slow_tenant_takes_half() -> None:
     in_room(scenario)
 
 
+@pytest.mark.parametrize(("slow", "held"), [("", [2, 1, 1]), ("ab", [1, 1, 2])])
+def test_no_place_of_a_host_is_left_over_unless_to_the_slow(slow: str, held: list[int]) -> None:
+    async def scenario(room: Room) -> None:
+        for tenant in "abc":
+            await room.prove(tenant, "shared", seconds=2 * (tenant in slow))
+        for count in (1, 9):
+            for tenant in "abc":
+                room.add(tenant, "shared", count)
+        await room.settle()
+        assert [room.of_tenant(tenant) for tenant in "abc"] == held
+
+    in_room(scenario)
+
+
 def test_T52_hosts_that_never_answer_leave_a_slow_host_of_the_tenant_its_part() -> None:
     async def scenario(room: Room) -> None:
         found = ["slow", *(f"dead{number}" for number in range(4))]
@@ -348,7 +362,7 @@ def could_begin(room: Room) -> list[tuple[str, str]]:
         standing = found._standing(lane)
         return (
             lane.waits
-            and len(lane.running) < min(found._per_lane[standing], found._part(lane.host))
+            and len(lane.running) < min(found._per_lane[standing], found._part(lane.host, standing))
             and lane.host.running < found._per_host
             and found._may_have(lane.tenant, standing)
             and found._held.may_begin(standing, found._most)

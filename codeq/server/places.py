@@ -216,15 +216,20 @@ class Places:
         standing = self._standing(lane)
         if not lane.waits or len(lane.running) >= self._per_lane[standing]:
             return
-        if lane.host.running >= self._per_host or len(lane.running) >= self._part(lane.host):
+        if lane.host.running >= self._per_host or len(lane.running) >= self._part(
+            lane.host, standing
+        ):
             lane.host.waiting[lane] = None
             return
         lane.tenant.put(lane, standing)
         self._enter(lane.tenant, standing)
 
-    def _part(self, host: Host) -> int:
-        """What each of the tenants that use the host now may have of its places."""
-        return max(1, self._per_host // host.lanes)
+    def _part(self, host: Host, standing: int) -> int:
+        """What each of the tenants that use the host now may have of its places: rounded up, so
+        that none is left over, but not for the slow, or they could leave the last tenant none."""
+        if standing == SLOW:
+            return max(1, self._per_host // host.lanes)
+        return -(-self._per_host // host.lanes)
 
     def _enter(self, tenant: Tenant, standing: int) -> None:
         if tenant.first(standing) and self._may_have(tenant, standing):

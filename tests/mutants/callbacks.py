@@ -222,8 +222,8 @@ CALLBACKS = (
     Mutant(
         "one-tenant-may-have-all-places-of-a-shared-host",
         "codeq/server/places.py",
-        "max(1, self._per_host // host.lanes)",
-        "self._per_host",
+        "return -(-self._per_host // host.lanes)",
+        "return self._per_host",
         "test_places.py::test_T52_tenants_take_turns_at_a_host_and_in_all",
     ),
     Mutant(
