@@ -369,7 +369,7 @@ def test_what_has_no_room_in_memory_is_delivered_once_there_is(
             tried = len(hook.all)
             async with sender(tmp_path, clock, lookup=lookup, window=window) as node:
                 await delivered(node)
-                assert node.webhooks.held == 0 and node.webhooks._window._tenants == {}
+                assert node.webhooks.held == 0 and node.webhooks._window._owners == {}
                 assert node.webhooks._window._hungry == {}
         told = [got.json["taskId"] for got in hook.all[tried:]]
         assert sorted(told) == sorted(ids), "each of them, and once"

@@ -16,14 +16,14 @@ from codeq.server.callbacks import host_of
 from codeq.server.places import Places
 from codeq.server.request import promise
 
-#: Of one tenant at one host whose last try was quick, at one of any other kind, and of all
+#: Of one tenant at one host that is quick, at one of any other kind, and of all
 HOST_MAX = 128
 SLOW_MAX = 16
 WINDOW_MAX = 16_384
 
 
-class Host:
-    """What a tenant sends to one host: how many are in memory, and where in the store the others
+class Line:
+    """What one tenant sends to one host: how many are in memory, and where in the store the others
     begin."""
 
     __slots__ = ("count", "more", "name")
@@ -34,18 +34,18 @@ class Host:
         self.more: bytes | None = None  # all of its keys in memory are below
 
 
-class Tenant:
-    """The same of a tenant. What stands below ``more`` is in memory or known to its host."""
+class Owner:
+    """The same of a tenant. What stands below ``more`` is in memory or known to its line."""
 
-    __slots__ = ("count", "hosts", "hungry", "more", "name", "turn")
+    __slots__ = ("count", "hungry", "lines", "more", "name", "turn")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
         self.more: bytes | None = None
-        self.hosts: dict[str, Host] = {}
+        self.lines: dict[str, Line] = {}
         self.turn = 0
-        self.hungry: dict[Host, None] = {}  # those with room for what they have in the store
+        self.hungry: dict[Line, None] = {}  # those with room for what they have in the store
 
 
 class Window:
@@ -71,8 +71,8 @@ class Window:
         # room for some at once, since each time much of the store may have to be read
         self._tenant_refill = min(self._tenant_max - 1, self._tenant_max * 7 // 8)
         self._loop = asyncio.get_running_loop()
-        self._tenants: dict[str, Tenant] = {}
-        self._hungry: dict[Tenant, None] = {}  # those with room for what they have in the store
+        self._owners: dict[str, Owner] = {}
+        self._hungry: dict[Owner, None] = {}  # those with room for what they have in the store
         self._at = PREFIX  # what is in the store before this was looked at
         self._end = PREFIX
         self._wake = asyncio.Event()
@@ -94,13 +94,13 @@ class Window:
 
     def drop(self, tenant_name: str, host_name: str) -> None:
         """A delivery is over: there is room for another."""
-        tenant = self._tenants[tenant_name]
-        host = tenant.hosts[host_name]
-        self._count(tenant, host, -1)
-        if self._is_hungry(tenant, host):
-            tenant.hungry[host] = None
-        self._forget(tenant, host)
-        self._line_up(tenant)
+        owner = self._owners[tenant_name]
+        line = owner.lines[host_name]
+        self._count(owner, line, -1)
+        if self._is_hungry(owner, line):
+            owner.hungry[line] = None
+        self._forget(owner, line)
+        self._line_up(owner)
         self._wake.set()
 
     # --- reading
@@ -126,52 +126,52 @@ class Window:
             if not self._has_room():
                 self._at = owed.key
                 return
-            tenant = self._tenants.setdefault(owed.tenant, Tenant(owed.tenant))
-            if tenant.more is None and tenant.count == self._tenant_max:
-                tenant.more = owed.key
-            elif tenant.more is None:
-                self._take(tenant, owed)
+            owner = self._owners.setdefault(owed.tenant, Owner(owed.tenant))
+            if owner.more is None and owner.count == self._tenant_max:
+                owner.more = owed.key
+            elif owner.more is None:
+                self._take(owner, owed)
         self._at = page.next or end
 
-    async def _read_more(self, tenant: Tenant) -> None:
+    async def _read_more(self, owner: Owner) -> None:
         """One page of what was passed over of the tenant, whose turn is over with it: by turns of
-        what no host knows of and of what a host has, so that neither takes all room."""
-        del self._hungry[tenant]
-        tenant.turn ^= 1
-        if tenant.more is not None and (tenant.turn or not tenant.hungry):
-            await self._read_tenant(tenant)
+        what no line knows of and of what a line has, so that neither takes all room."""
+        del self._hungry[owner]
+        owner.turn ^= 1
+        if owner.more is not None and (owner.turn or not owner.hungry):
+            await self._read_owner(owner)
         else:
-            host = next(iter(tenant.hungry))
-            await self._read_host(tenant, host)
-            del tenant.hungry[host]
-            if self._is_hungry(tenant, host):
-                tenant.hungry[host] = None  # at the end
-            self._forget(tenant, host)
-        self._line_up(tenant)
+            line = next(iter(owner.hungry))
+            await self._read_line(owner, line)
+            del owner.hungry[line]
+            if self._is_hungry(owner, line):
+                owner.hungry[line] = None  # at the end
+            self._forget(owner, line)
+        self._line_up(owner)
 
-    async def _read_tenant(self, tenant: Tenant) -> None:
-        assert tenant.more is not None
-        page = await self._page(tenant.more, self._at)
+    async def _read_owner(self, owner: Owner) -> None:
+        assert owner.more is not None
+        page = await self._page(owner.more, self._at)
         for owed in page.owed:
-            if owed.tenant != tenant.name:
+            if owed.tenant != owner.name:
                 continue
-            if not self._has_room(tenant):
-                tenant.more = owed.key
+            if not self._has_room(owner):
+                owner.more = owed.key
                 return
-            self._take(tenant, owed)
-        tenant.more = page.next
+            self._take(owner, owed)
+        owner.more = page.next
 
-    async def _read_host(self, tenant: Tenant, host: Host) -> None:
-        assert host.more is not None
-        page = await self._page(host.more, tenant.more or self._at)
+    async def _read_line(self, owner: Owner, line: Line) -> None:
+        assert line.more is not None
+        page = await self._page(line.more, owner.more or self._at)
         for owed in page.owed:
-            if owed.tenant != tenant.name or host_of(owed.url) != host.name:
+            if owed.tenant != owner.name or host_of(owed.url) != line.name:
                 continue
-            if not self._has_room(tenant) or host.count >= self._most(tenant, host):
-                host.more = owed.key
+            if not self._has_room(owner) or line.count >= self._most(owner, line):
+                line.more = owed.key
                 return
-            self._admit(tenant, host, owed)
-        host.more = page.next
+            self._admit(owner, line, owed)
+        line.more = page.next
 
     async def _page(self, begin: bytes, end: bytes) -> Page:
         answer, done = promise(self._loop)
@@ -181,49 +181,49 @@ class Window:
 
     # --- who has room
 
-    def _has_room(self, tenant: Tenant | None = None) -> bool:
-        return self.held < self._window_max and (tenant is None or tenant.count < self._tenant_max)
+    def _has_room(self, owner: Owner | None = None) -> bool:
+        return self.held < self._window_max and (owner is None or owner.count < self._tenant_max)
 
-    def _most(self, tenant: Tenant, host: Host) -> int:
+    def _most(self, owner: Owner, line: Line) -> int:
         """Little for what is slow, which could not use more: its places are few."""
-        if self._places.is_quick(tenant.name, host.name):
+        if self._places.is_quick(owner.name, line.name):
             return self._host_max
         return min(self._host_max, SLOW_MAX)
 
-    def _is_hungry(self, tenant: Tenant, host: Host) -> bool:
-        return host.more is not None and host.count <= self._most(tenant, host) // 2
+    def _is_hungry(self, owner: Owner, line: Line) -> bool:
+        return line.more is not None and line.count <= self._most(owner, line) // 2
 
-    def _line_up(self, tenant: Tenant) -> None:
+    def _line_up(self, owner: Owner) -> None:
         """Puts the tenant among the hungry, or takes it out, or forgets it."""
-        passed_over = tenant.more is not None or tenant.hungry
-        if passed_over and tenant.count <= self._tenant_refill:
-            self._hungry[tenant] = None
+        passed_over = owner.more is not None or owner.hungry
+        if passed_over and owner.count <= self._tenant_refill:
+            self._hungry[owner] = None
             return
-        self._hungry.pop(tenant, None)
-        if not tenant.hosts and tenant.more is None:
-            self._tenants.pop(tenant.name, None)
+        self._hungry.pop(owner, None)
+        if not owner.lines and owner.more is None:
+            self._owners.pop(owner.name, None)
 
     # --- what is in memory
 
-    def _take(self, tenant: Tenant, owed: Owed) -> None:
-        """Admits the delivery or leaves it to its host; the tenant has room."""
+    def _take(self, owner: Owner, owed: Owed) -> None:
+        """Admits the delivery or leaves it to its line; the tenant has room."""
         name = host_of(owed.url)
-        host = tenant.hosts.setdefault(name, Host(name))
-        if host.more is None and host.count < self._most(tenant, host):
-            self._admit(tenant, host, owed)
-        elif host.more is None:
-            host.more = owed.key
+        line = owner.lines.setdefault(name, Line(name))
+        if line.more is None and line.count < self._most(owner, line):
+            self._admit(owner, line, owed)
+        elif line.more is None:
+            line.more = owed.key
 
-    def _admit(self, tenant: Tenant, host: Host, owed: Owed) -> None:
-        self._count(tenant, host, 1)
-        self._admit_to(owed, host.name)
+    def _admit(self, owner: Owner, line: Line, owed: Owed) -> None:
+        self._count(owner, line, 1)
+        self._admit_to(owed, line.name)
 
-    def _count(self, tenant: Tenant, host: Host, more: int) -> None:
+    def _count(self, owner: Owner, line: Line, more: int) -> None:
         self.held += more
-        tenant.count += more
-        host.count += more
+        owner.count += more
+        line.count += more
 
-    def _forget(self, tenant: Tenant, host: Host) -> None:
-        if not host.count and host.more is None:
-            tenant.hungry.pop(host, None)
-            tenant.hosts.pop(host.name, None)
+    def _forget(self, owner: Owner, line: Line) -> None:
+        if not line.count and line.more is None:
+            owner.hungry.pop(line, None)
+            owner.lines.pop(line.name, None)

@@ -143,8 +143,8 @@ CALLBACKS = (
     Mutant(
         "one-host-may-fill-the-window",
         "codeq/server/window.py",
-        "if host.more is None and host.count < self._most(tenant, host):",
-        "if host.more is None:",
+        "if line.more is None and line.count < self._most(owner, line):",
+        "if line.more is None:",
         "test_webhooks.py::test_T52_a_slow_host_delays_no_other_host_and_no_result",
     ),
     Mutant(
@@ -164,21 +164,21 @@ CALLBACKS = (
     Mutant(
         "one-tenant-may-fill-the-window",
         "codeq/server/window.py",
-        "if tenant.more is None and tenant.count == self._tenant_max:",
-        "if tenant.more is None and False:",
+        "if owner.more is None and owner.count == self._tenant_max:",
+        "if owner.more is None and False:",
         "test_webhooks.py::test_T52_a_tenant_with_many_dead_hosts_fills_no_window",
     ),
     Mutant(
         "what-was-passed-over-of-a-tenant-not-read-again",
         "codeq/server/window.py",
-        "passed_over = tenant.more is not None or tenant.hungry",
-        "passed_over = tenant.hungry",
+        "passed_over = owner.more is not None or owner.hungry",
+        "passed_over = owner.hungry",
         "test_webhooks.py::test_what_has_no_room_in_memory_is_delivered_once_there_is",
     ),
     Mutant(
         "hosts-wait-for-all-that-was-passed-over-of-their-tenant",
         "codeq/server/window.py",
-        " and (tenant.turn or not tenant.hungry):",
+        " and (owner.turn or not owner.hungry):",
         ":",
         "test_window.py::"
         "test_T52_a_quick_host_does_not_wait_for_all_that_was_passed_over_of_its_tenant",
