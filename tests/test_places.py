@@ -12,7 +12,7 @@ import pytest
 
 from codeq.engine.clock import FakeClock
 from codeq.server import places
-from codeq.server.places import KNOWN_MAX, NEW, PLACE, SLOW, Lane, Place, Places
+from codeq.server.places import NEW, PLACE, SLOW, Lane, Place, Places
 
 
 class Room:
@@ -466,11 +466,18 @@ def test_T52_a_disk_that_is_slow_makes_no_host_slow() -> None:
     in_room(scenario)
 
 
-def test_what_is_known_of_hosts_is_bounded() -> None:
+def test_what_is_known_of_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "KNOWN_MAX", 100)
+
     async def scenario(room: Room) -> None:
-        for number in range(KNOWN_MAX + 10):
+        await room.prove("b", "h")
+        for number in range(95):
             await room.prove("a", f"h{number}")
-        assert len(room.places._known) == KNOWN_MAX
-        assert room.places.is_quick("a", f"h{KNOWN_MAX}") and not room.places.is_quick("a", "h9")
+        await room.prove("b", "h")
+        for number in range(95, 110):
+            await room.prove("a", f"h{number}")
+        assert len(room.places._known) == 100
+        assert room.places.is_quick("a", "h109") and not room.places.is_quick("a", "h9")
+        assert room.places.is_quick("b", "h"), "told of last, so not forgotten"
 
     in_room(scenario)

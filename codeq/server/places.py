@@ -26,7 +26,7 @@ STANDINGS = (QUICK, NEW, SLOW)
 #: A try that takes no longer is quick
 QUICK_SECONDS = 1
 #: Of so many pairs of tenant and host it is remembered whether the last try was quick
-KNOWN_MAX = 4_096
+KNOWN_MAX = 65_536
 
 Job = Callable[[], Awaitable[None]]
 
