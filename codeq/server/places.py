@@ -25,7 +25,7 @@ QUICK, NEW, SLOW = range(3)
 STANDINGS = (QUICK, NEW, SLOW)
 #: A try that takes no longer is quick
 QUICK_SECONDS = 1
-#: Of so many pairs of tenant and host it is remembered whether the last try was quick
+#: Of so many pairs of tenant and host it is remembered how the last try was
 KNOWN_MAX = 65_536
 
 Job = Callable[[], Awaitable[None]]
@@ -147,8 +147,8 @@ class Places:
     """Runs jobs, at most ``count`` at a time and ``per_host`` of one host. No tenant gets more than
     half of the places or two, one that is alone three quarters if they are for quick hosts, and of
     a host's none more than its part among those that use it now; a lane that is slow gets at most
-    half of them, one that is new only one. Tenants take turns, the hosts of a tenant too, and so do
-    the standings."""
+    half of them, one that is new only one. Tenants take turns, and so do the standings; of a
+    tenant's hosts the one with the fewest places is next."""
 
     def __init__(self, count: int, per_host: int, clock: Clock) -> None:
         self._clock = clock
@@ -216,9 +216,8 @@ class Places:
         standing = self._standing(lane)
         if not lane.waits or len(lane.running) >= self._per_lane[standing]:
             return
-        if lane.host.running >= self._per_host or len(lane.running) >= self._part(
-            lane.host, standing
-        ):
+        full = lane.host.running >= self._per_host
+        if full or len(lane.running) >= self._part(lane.host, standing):
             lane.host.waiting[lane] = None
             return
         lane.tenant.put(lane, standing)
