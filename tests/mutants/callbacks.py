@@ -227,6 +227,13 @@ CALLBACKS = (
         "test_places.py::test_T52_tenants_take_turns_at_a_host_and_in_all",
     ),
     Mutant(
+        "each-standing-is-looked-at-once",
+        "codeq/server/places.py",
+        "while any(self._may_begin(standing) for standing in STANDINGS):",
+        "for _ in STANDINGS:",
+        "test_places.py::test_T52_who_becomes_slow_while_it_waits_has_its_turn_all_the_same",
+    ),
+    Mutant(
         "who-waits-for-a-host-is-forgotten",
         "codeq/server/places.py",
         "self._wake(lane.host)\n",
