@@ -93,7 +93,7 @@ def test_T52_a_quick_host_does_not_wait_for_all_that_was_passed_over_of_its_tena
             made.drop(host)
         assert await made.pages_until("quick") <= 3
 
-    others = [f"h{number}" for number in range(72)]
+    others = [f"h{number}" for number in range(184)]
     reading(["quick"] * 400 + others + ["dead"] * 10_000, scenario, window_max=8 * 200)
 
 

@@ -23,14 +23,15 @@ WINDOW_MAX = 16_384
 
 
 class Line:
-    """What one tenant sends to one host: how many are in memory, and where in the store the others
-    begin."""
+    """What one tenant sends to one host: how many are in memory, where in the store the others
+    begin, and how many were over since there was nothing."""
 
-    __slots__ = ("count", "more", "name")
+    __slots__ = ("count", "more", "name", "over")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
+        self.over = 0
         self.more: bytes | None = None  # all of its keys in memory are below
 
 
@@ -97,6 +98,7 @@ class Window:
         owner = self._owners[tenant_name]
         line = owner.lines[host_name]
         self._count(owner, line, -1)
+        line.over += 1
         if self._is_hungry(owner, line):
             owner.hungry[line] = None
         self._forget(owner, line)
@@ -185,10 +187,10 @@ class Window:
         return self.held < self._window_max and (owner is None or owner.count < self._tenant_max)
 
     def _most(self, owner: Owner, line: Line) -> int:
-        """Little for what is slow, which could not use more: its places are few."""
-        if self._places.is_quick(owner.name, line.name):
-            return self._host_max
-        return min(self._host_max, SLOW_MAX)
+        """Little for what is slow, which could not use more: its places are few. What is quick gets
+        more with each that is over, since it may hang from now on."""
+        quick = self._places.is_quick(owner.name, line.name)
+        return min(self._host_max, SLOW_MAX + line.over * quick)
 
     def _is_hungry(self, owner: Owner, line: Line) -> bool:
         return line.more is not None and line.count <= self._most(owner, line) // 2
