@@ -184,6 +184,13 @@ CALLBACKS = (
         "test_T52_a_quick_host_does_not_wait_for_all_that_was_passed_over_of_its_tenant",
     ),
     Mutant(
+        "a-quick-host-has-much-in-memory-at-once",
+        "codeq/server/window.py",
+        "line.over * quick",
+        "self._host_max * quick",
+        "test_webhooks.py::test_T52_hosts_that_were_quick_and_are_not_any_more_fill_no_window",
+    ),
+    Mutant(
         "one-tenant-may-have-all-places",
         "codeq/server/places.py",
         "parts(min(count, max(2, count // 2)))",
