@@ -38,6 +38,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "says"),
     [
         ([], "Missing command"),
+        (["check", "--anyway"], "--anyway goes with --repair"),
         (["sevre"], "No such command"),
         (["serve", "--prot", "1"], "No such option"),
         (["serve", "--http"], "requires an argument"),

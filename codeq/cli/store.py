@@ -41,6 +41,8 @@ def check(
     Changes nothing without --repair; with it, the old files stay in a folder beside the new ones.
     Ends with 0 when all is sound or repaired without a loss, with 1 when something is lost.
     """
+    if anyway and not repair:
+        raise typer.BadParameter("--anyway goes with --repair")
     from codeq import maintenance
 
     return maintenance.check(
