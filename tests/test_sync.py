@@ -187,6 +187,15 @@ def test_signals_finish_and_a_second_one_gives_back(
     assert status == ("COMPLETED" if times == 1 else "PENDING")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Also where the suite was started in the background, whose shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_a_call_and_closes(server: Server, command: str) -> None:
     creating = a_producer(server, inflight_bytes_max=1)
 
