@@ -109,7 +109,7 @@ TRAPS = (
         "group-not-atomic",
         "codeq/engine/journal.py",
         "            self._store.write(puts, deletes, ranges)\n",
-        "            [self._store.write([put]) for put in puts]\n"
+        '            [(self._store.write([put]), point("after-write")) for put in puts]\n'
         "            self._store.write((), deletes, ranges)\n",
         "test_traps.py::test_T8_an_end_is_one_write_alone_or_in_a_batch",
     ),
