@@ -662,6 +662,14 @@ class Simulation:
             check = self.expect("get", lambda view, known=known: self.same(view, known, now_ms))
             self.shard.get(format_id(task.id), task.tenant, check)
         self.quiet()
+        self.check_owed()
+
+    def check_owed(self) -> None:
+        """T18: every pending webhook on disk was announced, counted once, and no more are."""
+        deliveries = self.shard.deliveries
+        keys = [key for key, _ in self.store.scan(b"w", b"x")]
+        assert all(key < deliveries.end for key in keys)
+        assert deliveries.pending == sum(deliveries.pending_by.values()) == len(keys)
 
     # --- the whole
 

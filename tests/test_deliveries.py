@@ -12,7 +12,7 @@ import pytest
 from codeq.engine import deliveries
 from codeq.engine.deliveries import Outcome, Owed
 from codeq.engine.store import Store
-from codeq.errors import StoreError
+from codeq.errors import OK, StoreError
 
 from .node import Node
 
@@ -136,6 +136,32 @@ def test_a_dead_letter_that_is_requeued_owes_both_ends(node: Node) -> None:
     first, second = (load(node, entry.key) for entry in owed(node))
     assert first is not None and (first.completed, first.error) == (False, "MAX_ATTEMPTS")
     assert second is not None and second.completed
+
+
+def test_a_task_that_ends_twice_in_one_commit_is_owed_once(node: Node) -> None:
+    """And lets the log go when that is over, as every other."""
+    task_id = node.create(webhook=URL, max_attempts=1)
+    node.claim()
+    answers: list[Any] = []
+    shard, done = node.shard, lambda *told: answers.append(told[0])
+    shard.nack(task_id, "t", "w", "s", 0, "tired", done)
+    shard.queues.requeue("t", "job", [task_id], 1, done)
+    shard.cancel(task_id, "t", done)
+    node.settle()
+    assert answers == [OK, 1, OK]
+    (entry,) = owed(node)
+    assert shard.deliveries.pending == 1 and shard.deliveries.pending_by == {"t": 1}
+    remove(node, entry)
+    assert shard.deliveries.pending == 0 and shard.deliveries.hold(0) > 1 << 62
+
+
+def test_entries_of_one_commit_are_all_announced_in_whatever_order_they_ended(node: Node) -> None:
+    batch = node.create_batch([{"webhook": URL}] * 3)
+    node.claim(count=3)
+    ids = [batch.task_id(index) for index in range(3)]
+    node.finish(ids[2], ids[0], ids[1])
+    told = [load(node, entry.key) for entry in owed(node)]
+    assert [None if outcome is None else outcome.task_id for outcome in told] == ids
 
 
 def owed_id(node: Node) -> bytes:

@@ -1,7 +1,7 @@
 """Pending webhooks: what the end of a task still owes to a URL, until it was told or given up.
 
 The engine writes an entry `w` + sequence of the chunk with the end + number in the same commit as
-the end, so entries stand in the order of the ends. It says only whose it is and where the task's
+the end, so entries stand in the order of the ends, but for those of one chunk. It says only whose it is and where the task's
 records stand, and these are read when the delivery is made. As long as an entry rests on them the
 log is not cut there: ``hold`` says how far it may be. When the keeping time of everything else in
 that part of the log is over, what is still owed is copied out of it into the entries, so that one
@@ -139,13 +139,12 @@ class Deliveries:
 
     def written(self, puts: Sequence[tuple[bytes, bytes]]) -> None:
         """These are written with the open group."""
-        last = b""
-        for key, value in puts:
-            if key[:1] == PREFIX:
-                self._add(key, _resting(key, value))
-                last = key
-        if last:
-            self._journal.after(partial(self._announce, last + b"\0"))
+        # By key: a task that ends, is requeued and ends again in one chunk puts its entry twice.
+        owed = {key: value for key, value in puts if key[:1] == PREFIX}
+        for key, value in owed.items():
+            self._add(key, _resting(key, value))
+        if owed:  # in the order of their ends, which in one chunk need not be that of their keys
+            self._journal.after(partial(self._announce, max(owed) + b"\0"))
 
     def hold(self, expired: int) -> int:
         """Sequence at which the log must not be cut for now. When only entries need what is before

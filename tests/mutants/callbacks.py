@@ -24,9 +24,24 @@ CALLBACKS = (
     Mutant(
         "webhook-announced-before-the-sync",
         "codeq/engine/deliveries.py",
-        'self._journal.after(partial(self._announce, last + b"\\0"))',
-        'self._announce(last + b"\\0")',
+        'self._journal.after(partial(self._announce, max(owed) + b"\\0"))',
+        'self._announce(max(owed) + b"\\0")',
         "test_deliveries.py::test_an_entry_is_announced_after_the_sync_and_not_before",
+    ),
+    Mutant(
+        "webhook-behind-the-last-end-not-announced",
+        "codeq/engine/deliveries.py",
+        'self._announce, max(owed) + b"\\0"',
+        'self._announce, [*owed][-1] + b"\\0"',
+        "test_deliveries.py::"
+        "test_entries_of_one_commit_are_all_announced_in_whatever_order_they_ended",
+    ),
+    Mutant(
+        "webhook-of-two-ends-in-one-commit-counted-twice",
+        "codeq/engine/deliveries.py",
+        "        for key, value in owed.items():\n",
+        "        for key, value in (put for put in puts if put[0][:1] == PREFIX):\n",
+        "test_deliveries.py::test_a_task_that_ends_twice_in_one_commit_is_owed_once",
     ),
     Mutant(
         "log-cut-under-a-pending-webhook",
