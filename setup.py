@@ -39,6 +39,7 @@ C_SOURCES = {
     "_client": ["csrc/text.c", "csrc/wire.c"],
     "_counts": CORE,
     "_engine": CORE,
+    "_files": [],
     "_salvage": CORE,
     "_views": CORE,
     "_wire": ["csrc/text.c", "csrc/wire.c"],

@@ -608,6 +608,7 @@ typedef enum cq_record_kind {
 /* clang-format on */
 
 #define CQ_RECORD_HAS_RESULT 1 /* flag of an ended record */
+#define CQ_RECORD_DUE 8        /* of a created or carried one: has due_ms, else CQ_NEVER */
 
 /* A record as read from a chunk; each kind fills the fields it has. Borrows from the chunk. */
 typedef struct cq_record {
@@ -627,10 +628,10 @@ typedef struct cq_record {
     cq_bytes stored; /* CREATED, CARRIED: the stored body */
 } cq_record;
 
-/* What stands in a stored body: trace texts, and fields of workerpb.Task. */
+/* What stands in a stored body: trace texts, time of creation, and fields of workerpb.Task. */
 typedef struct cq_body {
-    cq_bytes head, tail; /* encoded fields 1 to 6; 11 and 12 */
-    cq_bytes trace_parent, trace_state, id, command, payload, webhook, tenant;
+    cq_bytes head, tail; /* encoded fields 2 to 6; 11 */
+    cq_bytes trace_parent, trace_state, command, payload, webhook, tenant;
     int32_t priority, max_attempts;
     int64_t created_ms;
 } cq_body;
@@ -648,14 +649,15 @@ cq_status cq_record_find(cq_bytes chunk, uint64_t number, bool ended, cq_record 
 cq_status cq_body_split(cq_bytes stored, uint8_t flags, cq_body *body);
 cq_status cq_body_read(cq_bytes stored, uint8_t flags, cq_body *body);
 /* Bytes of the stored body of a create, and the bytes. */
-size_t cq_body_size(const cq_create *create, const cq_queue *queue, int32_t max_attempts,
-                    int64_t created_ms);
+size_t cq_body_size(const cq_create *create, const cq_queue *queue, int32_t max_attempts);
 void cq_body_put(uint8_t *to, const cq_create *create, const cq_queue *queue, int32_t max_attempts,
                  int64_t created_ms);
 
 /* One task on its way to a worker. */
 typedef struct cq_piece {
-    cq_bytes head, tail;
+    const uint8_t *id;
+    cq_bytes head, tail; /* of the stored body */
+    int64_t created_ms;
     int32_t attempts;
 } cq_piece;
 
@@ -679,7 +681,7 @@ void cq_assignment_put(uint8_t *to, const cq_splice *splice, const cq_piece *pie
 #define CQ_NUMBER_BYTES 7 /* REQUEUED, PURGED */
 size_t cq_actor_size(const cq_holder *holder);
 uint8_t *cq_actor_put(uint8_t *to, int64_t at_ms, const cq_holder *holder);
-size_t cq_created_size(const cq_create *create, size_t body_size);
+size_t cq_created_size(const cq_create *create, int64_t due_ms, size_t body_size);
 uint8_t *cq_created_put(uint8_t *to, const cq_slot *slot, const cq_create *create, int64_t due_ms,
                         int64_t key_end_ms, size_t body_size);
 uint8_t *cq_claimed_put(uint8_t *to, const cq_slot *slot);
@@ -722,7 +724,7 @@ static inline uint8_t *cq_put_be64(uint8_t *to, uint64_t value)
 #define CQ_CHUNK_VERSION 1
 #define CQ_CHUNK_FRAME 5 /* version, checksum */
 #define CQ_SEGMENT_CHUNKS 512
-#define CQ_FORMAT 2
+#define CQ_FORMAT 3
 #define CQ_HEAD_BYTES 52
 #define CQ_DIRECTORY_BYTES (8 + CQ_BUCKET_SLOTS * 10 + 4)
 

@@ -2,7 +2,7 @@
  *
  * Integers are little endian; lp16 and lp32 are bytes behind their length. Kind first (u8), then
  *   ACTOR     at_ms i64, tenant lp16, worker lp16, subject lp16: who and when, for what follows
- *   CREATED   length u32 of the rest, id, due_ms i64, flags u8,
+ *   CREATED   length u32 of the rest, id, flags u8, if due: due_ms i64,
  *             keyed: key end i64, key lp16; stored body
  *   CLAIMED   number u48, lease end i64, attempts u32
  *   KEPT      number u48, lease end i64
@@ -12,16 +12,17 @@
  *   CARRIED   as CREATED, and before the body: state u8, attempts u32, updated i64,
  *             worker lp16, subject lp16, error lp16 (due_ms of a dead letter: end of keeping)
  *   REQUEUED, PURGED  number u48
- * A stored body: with trace: parent lp16, state lp16; split u32; then, from the split on fields 11
- * and 12, before it fields 1 to 6 of workerpb.Task in proto3 encoding. So an assignment is these
- * bytes with the fields that change put between and behind them. */
+ * A stored body: with trace: parent lp16, state lp16; created_ms i48; split u32; then, before the
+ * split fields 2 to 6 of workerpb.Task in proto3 encoding, from it on field 11. So an assignment is
+ * these bytes with the id put before them, and the other fields between and behind them. */
 #include <string.h>
 
 #include "codeq.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "records are written as memory has them");
 
-#define NUMBER 6 /* bytes of a task's number */
+#define NUMBER 6  /* bytes of a task's number */
+#define CREATED 6 /* bytes of created_ms in a stored body: up to the year 6429 */
 #define VARINT_MAX 10
 
 /* clang-format off */
@@ -213,19 +214,17 @@ static bool has_trace(const cq_create *create)
 
 static size_t head_size(const cq_create *create, int32_t max_attempts)
 {
-    return run_size(CQ_ID_TEXT_BYTES) + run_size(create->command.len) +
-           run_size(create->payload.len) + int_size(create->priority) +
-           run_size(create->webhook.len) + int_size(max_attempts);
+    return run_size(create->command.len) + run_size(create->payload.len) +
+           int_size(create->priority) + run_size(create->webhook.len) + int_size(max_attempts);
 }
 
-size_t cq_body_size(const cq_create *create, const cq_queue *queue, int32_t max_attempts,
-                    int64_t created_ms)
+size_t cq_body_size(const cq_create *create, const cq_queue *queue, int32_t max_attempts)
 {
     size_t trace = has_trace(create)
                        ? 4 + cut16(create->trace_parent).len + cut16(create->trace_state).len
                        : 0;
-    return trace + 4 + head_size(create, max_attempts) + run_size(queue->tenant->name.len) +
-           stamp_size(created_ms);
+    return trace + CREATED + 4 + head_size(create, max_attempts) +
+           run_size(queue->tenant->name.len);
 }
 
 void cq_body_put(uint8_t *to, const cq_create *create, const cq_queue *queue, int32_t max_attempts,
@@ -233,17 +232,14 @@ void cq_body_put(uint8_t *to, const cq_create *create, const cq_queue *queue, in
 {
     if (has_trace(create))
         to = put_lp16(put_lp16(to, create->trace_parent), create->trace_state);
+    to = cq_put_le(to, (uint64_t)created_ms, CREATED);
     to = cq_put_le(to, head_size(create, max_attempts), 4);
-    *to++ = TAG_ID;
-    *to++ = CQ_ID_TEXT_BYTES;
-    cq_id_format(create->id, to);
-    to = put_run(to + CQ_ID_TEXT_BYTES, TAG_COMMAND, create->command);
+    to = put_run(to, TAG_COMMAND, create->command);
     to = put_run(to, TAG_PAYLOAD, create->payload);
     to = put_int(to, TAG_PRIORITY, create->priority);
     to = put_run(to, TAG_WEBHOOK, create->webhook);
     to = put_int(to, TAG_MAX_ATTEMPTS, max_attempts);
-    to = put_run(to, TAG_TENANT, queue->tenant->name);
-    put_stamp(to, TAG_CREATED, created_ms);
+    put_run(to, TAG_TENANT, queue->tenant->name);
 }
 
 cq_status cq_body_split(cq_bytes stored, uint8_t flags, cq_body *body)
@@ -253,29 +249,12 @@ cq_status cq_body_split(cq_bytes stored, uint8_t flags, cq_body *body)
         if (!take_run(&stored, 2, &body->trace_parent) || !take_run(&stored, 2, &body->trace_state))
             return CQ_MALFORMED;
     }
-    if (!take_run(&stored, 4, &body->head))
+    const uint8_t *created = take(&stored, CREATED);
+    if (created == NULL || !take_run(&stored, 4, &body->head))
         return CQ_MALFORMED;
+    body->created_ms = (int64_t)(cq_get_le(created, CREATED) << 16) >> 16; /* its sign as well */
     body->tail = stored;
     return CQ_DONE;
-}
-
-/* Reads a Timestamp; false when it is cut short or beyond what fits into ms. */
-static bool read_stamp(cq_bytes stamp, int64_t *ms)
-{
-    int64_t seconds = 0, nanos = 0;
-    while (stamp.len > 0) {
-        uint64_t tag, value;
-        if (!take_varint(&stamp, &tag) || !take_varint(&stamp, &value))
-            return false;
-        if (tag == TAG_SECONDS)
-            seconds = (int64_t)value;
-        else
-            nanos = (int64_t)value;
-    }
-    if (seconds < INT64_MIN / 2000 || seconds > INT64_MAX / 2000)
-        return false;
-    *ms = seconds * 1000 + nanos / 1000000;
-    return true;
 }
 
 /* Reads one field of workerpb.Task; false when it is cut short or none that is stored. */
@@ -297,9 +276,6 @@ static bool read_field(cq_bytes *rest, cq_body *body)
     if (run.ptr == NULL)
         return false;
     switch (tag) {
-    case TAG_ID:
-        body->id = run;
-        return true;
     case TAG_COMMAND:
         body->command = run;
         return true;
@@ -313,7 +289,7 @@ static bool read_field(cq_bytes *rest, cq_body *body)
         body->tenant = run;
         return true;
     default:
-        return tag == TAG_CREATED && read_stamp(run, &body->created_ms);
+        return false;
     }
 }
 
@@ -392,8 +368,9 @@ cq_status cq_splice_make(cq_splice *splice, cq_bytes worker, int64_t lease_until
 
 static size_t piece_len(const cq_splice *splice, const cq_piece *piece)
 {
-    return (size_t)piece->head.len + splice->before_len + int_size(piece->attempts) +
-           piece->tail.len + splice->after_len;
+    return run_size(CQ_ID_TEXT_BYTES) + piece->head.len + splice->before_len +
+           int_size(piece->attempts) + piece->tail.len + stamp_size(piece->created_ms) +
+           splice->after_len;
 }
 
 size_t cq_piece_size(const cq_splice *splice, const cq_piece *piece)
@@ -425,10 +402,14 @@ void cq_assignment_put(uint8_t *to, const cq_splice *splice, const cq_piece *pie
     for (size_t i = 0; i < count; i++) {
         *to++ = TAG_ITEM;
         to = put_varint(to, piece_len(splice, &pieces[i]));
-        to = put_bytes(to, pieces[i].head);
+        *to++ = TAG_ID;
+        *to++ = CQ_ID_TEXT_BYTES;
+        cq_id_format(pieces[i].id, to);
+        to = put_bytes(to + CQ_ID_TEXT_BYTES, pieces[i].head);
         to = put_bytes(to, (cq_bytes){splice->data, splice->before_len});
         to = put_int(to, TAG_ATTEMPTS, pieces[i].attempts);
         to = put_bytes(to, pieces[i].tail);
+        to = put_stamp(to, TAG_CREATED, pieces[i].created_ms);
         to = put_bytes(to, (cq_bytes){splice->data + splice->before_len, splice->after_len});
     }
 }
@@ -454,36 +435,37 @@ uint8_t *cq_actor_put(uint8_t *to, int64_t at_ms, const cq_holder *holder)
     return put_lp16(to, holder == NULL ? none : holder->subject);
 }
 
-static size_t key_size(uint8_t flags, cq_bytes key)
+/* Of what CREATED and CARRIED begin with. */
+static size_t start_size(int64_t due_ms, bool keyed, cq_bytes key)
 {
-    return flags & CQ_FLAG_KEY ? 8 + 2 + (size_t)cut16(key).len : 0;
+    size_t size = 1 + 4 + CQ_ID_BYTES + 1 + (due_ms != CQ_NEVER ? 8 : 0);
+    return keyed ? size + 8 + 2 + cut16(key).len : size;
 }
 
-/* What CREATED and CARRIED begin with. */
 static uint8_t *put_start(uint8_t *to, cq_record_kind kind, const cq_slot *slot, size_t size,
                           int64_t due_ms, int64_t key_end_ms, cq_bytes key)
 {
     *to++ = (uint8_t)kind;
     to = cq_put_le(to, size - 5, 4);
     memcpy(to, slot->id, CQ_ID_BYTES);
-    to = cq_put_le(to + CQ_ID_BYTES, (uint64_t)due_ms, 8);
-    *to++ = slot->flags & CQ_FLAGS_STORED;
+    to += CQ_ID_BYTES;
+    *to++ = (slot->flags & CQ_FLAGS_STORED) | (due_ms != CQ_NEVER ? CQ_RECORD_DUE : 0);
+    if (due_ms != CQ_NEVER)
+        to = cq_put_le(to, (uint64_t)due_ms, 8);
     if (!(slot->flags & CQ_FLAG_KEY))
         return to;
     return put_lp16(cq_put_le(to, (uint64_t)key_end_ms, 8), key);
 }
 
-#define START_BYTES (1 + 4 + CQ_ID_BYTES + 8 + 1)
-
-size_t cq_created_size(const cq_create *create, size_t body_size)
+size_t cq_created_size(const cq_create *create, int64_t due_ms, size_t body_size)
 {
-    return START_BYTES + key_size(create->key.len > 0 ? CQ_FLAG_KEY : 0, create->key) + body_size;
+    return start_size(due_ms, create->key.len > 0, create->key) + body_size;
 }
 
 uint8_t *cq_created_put(uint8_t *to, const cq_slot *slot, const cq_create *create, int64_t due_ms,
                         int64_t key_end_ms, size_t body_size)
 {
-    size_t size = cq_created_size(create, body_size);
+    size_t size = cq_created_size(create, due_ms, body_size);
     to = put_start(to, CQ_RECORD_CREATED, slot, size, due_ms, key_end_ms, create->key);
     return put_bytes(to, (cq_bytes){slot->body, (uint32_t)body_size});
 }
@@ -553,7 +535,7 @@ static cq_bytes subject_of(const cq_slot *slot)
 
 size_t cq_carried_size(const cq_slot *slot, const cq_record *created)
 {
-    return START_BYTES + key_size(slot->flags, created->key) + 1 + 4 + 8 +
+    return start_size(slot->due_ms, slot->flags & CQ_FLAG_KEY, created->key) + 1 + 4 + 8 +
            (2 + (size_t)cut16(worker_of(slot)).len) + (2 + (size_t)cut16(subject_of(slot)).len) +
            (2 + (size_t)error_of(slot).len) + created->stored.len;
 }
@@ -642,7 +624,10 @@ static bool read_created(cq_bytes *rest, cq_record *record)
     if (!take_run(rest, 4, &own))
         return false;
     record->id = take(&own, CQ_ID_BYTES);
-    if (record->id == NULL || !take_ms(&own, &record->due_ms) || !take_byte(&own, &record->flags))
+    if (record->id == NULL || !take_byte(&own, &record->flags))
+        return false;
+    record->due_ms = CQ_NEVER;
+    if (record->flags & CQ_RECORD_DUE && !take_ms(&own, &record->due_ms))
         return false;
     record->number = cq_id_number(record->id);
     record->key = (cq_bytes){0};

@@ -85,7 +85,7 @@ static cq_status create_one(cq_engine *engine, cq_create *item, cq_queue *queue,
     cq_slot *slot = &block->slots[number % CQ_BUCKET_SLOTS];
     cq_slot made;
     fill_slot(engine, &made, item, queue, now_ms);
-    size_t body_size = cq_body_size(item, queue, made.max_attempts, now_ms);
+    size_t body_size = cq_body_size(item, queue, made.max_attempts);
     made.body_len = (uint32_t)body_size;
     made.body = malloc(body_size);
     bool over = engine->body_bytes + (int64_t)body_size > engine->set.payload_memory_bytes;
@@ -93,7 +93,7 @@ static cq_status create_one(cq_engine *engine, cq_create *item, cq_queue *queue,
         free(made.body);
         return CQ_NO_MEMORY;
     }
-    uint8_t *to = cq_log_create(engine, cq_created_size(item, body_size));
+    uint8_t *to = cq_log_create(engine, cq_created_size(item, due_ms, body_size));
     cq_level *level = NULL;
     if (to != NULL && due_ms == CQ_NEVER)
         level = cq_ready_reserve(engine, queue, item->priority);

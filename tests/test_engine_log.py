@@ -111,13 +111,13 @@ def test_T14_every_lease_is_known_to_expiry_after_a_crash() -> None:
 
 
 def test_bodies_beyond_the_budget_leave_memory_with_their_group() -> None:
-    disk = Disk(payload_memory_bytes=2_000)
+    disk = Disk(payload_memory_bytes=1_500)
     core = disk.engine
     tasks = make(core, count=50, payload=b'"0123456789"')
-    assert core.body_bytes > 2_000
+    assert core.body_bytes > 1_500
     got = claim(core, count=3)
     disk.commit()
-    assert core.body_bytes <= 2_000
+    assert core.body_bytes <= 1_500
     assert got is not None and got.missing() == []
     core.assignment(got, False)
     core.delivered(got)

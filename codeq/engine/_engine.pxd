@@ -222,8 +222,10 @@ cdef extern from "codeq.h":
         int64_t created_ms
 
     ctypedef struct cq_piece:
+        const uint8_t *id
         cq_bytes head
         cq_bytes tail
+        int64_t created_ms
         int32_t attempts
 
     ctypedef struct cq_splice:

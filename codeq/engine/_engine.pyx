@@ -241,8 +241,10 @@ cdef class Engine:
             stored = record.stored
         if cq_body_split(stored, slot.flags, &body) != CQ_DONE:
             raise CorruptRecord(f"the stored body of task {id_text(slot.id)} is damaged")
+        piece.id = slot.id
         piece.head = body.head
         piece.tail = body.tail
+        piece.created_ms = body.created_ms
         piece.attempts = slot.attempts
         return 0
 

@@ -1,11 +1,11 @@
 """Pending webhooks: what the end of a task still owes to a URL, until it was told or given up.
 
 The engine writes an entry `w` + sequence of the chunk with the end + number in the same commit as
-the end, so entries stand in the order of the ends, but for those of one chunk. It says only whose it is and where the task's
-records stand, and these are read when the delivery is made. As long as an entry rests on them the
-log is not cut there: ``hold`` says how far it may be. When the keeping time of everything else in
-that part of the log is over, what is still owed is copied out of it into the entries, so that one
-receiver that is down does not keep the log of all others.
+the end, so entries stand in the order of the ends, but for those of one chunk. It says only whose
+it is and where the task's records stand, and these are read when the delivery is made. As long as
+an entry rests on them the log is not cut there: ``hold`` says how far it may be. When the keeping
+time of everything else in that part of the log is over, what is still owed is copied out of it into
+the entries, so that one receiver that is down does not keep the log of all others.
 
 An entry is seen by nobody before the commit that holds it is synced. Nothing here grows with the
 number of entries but one count for each 512 chunks of log they rest on, and one for each tenant

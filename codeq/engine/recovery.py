@@ -16,7 +16,7 @@ from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.recovery")
 
-FORMAT = 2
+FORMAT = 3
 META_KEY = b"mmeta"
 HEAD_KEY = b"mhead"
 #: Progress is logged at least so often while the log is read

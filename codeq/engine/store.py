@@ -30,6 +30,7 @@ from rocksdict import (
 )
 
 from codeq.engine import folder
+from codeq.engine._files import links_and_size, write_at
 from codeq.errors import StoreError
 
 log = logging.getLogger("codeq.store")
@@ -219,11 +220,11 @@ class Store:
         self.note_synced(sequence)
         listed = self._manifest.synced()
         if listed is not None:
-            os.pwrite(self._synced_fd, listed, _SYNCED.size)
+            write_at(self._synced_fd, listed, _SYNCED.size)
 
     def note_synced(self, sequence: int) -> None:
         """Notes, without a sync of its own, that writes up to ``sequence`` are on disk."""
-        os.pwrite(self._synced_fd, _synced_bytes(sequence), 0)
+        write_at(self._synced_fd, _synced_bytes(sequence), 0)
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of the keys, None where absent; keys of chunks are not asked together with
@@ -299,14 +300,14 @@ class Manifest:
 
     def synced(self) -> bytes | None:
         """What to note: None when the list is as it was at the last call."""
-        now = os.fstat(self._fd)
-        if now.st_nlink == 0:  # RocksDB has begun another one
+        links, size = links_and_size(self._fd)
+        if links == 0:  # RocksDB has begun another one
             self._open()
-            now = os.fstat(self._fd)
-        if now.st_size == self._size:
+            _, size = links_and_size(self._fd)
+        if size == self._size:
             return None
         os.fsync(self._fd)
-        self._size = now.st_size
+        self._size = size
         return _LISTED.pack(self._number, self._size, self._number ^ self._size ^ _ONES)
 
     def close(self) -> None:

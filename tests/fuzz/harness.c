@@ -149,10 +149,10 @@ static cq_bytes framed(cq_bytes records)
     return (cq_bytes){chunk, CQ_CHUNK_FRAME + records.len};
 }
 
-static void assign(const cq_body *body)
+static void assign(const cq_record *record, const cq_body *body)
 {
     cq_splice splice;
-    cq_piece piece = {body->head, body->tail, body->priority};
+    cq_piece piece = {record->id, body->head, body->tail, body->created_ms, body->priority};
     if (cq_splice_make(&splice, body->command, body->created_ms, body->created_ms) != CQ_DONE)
         return;
     uint8_t *to = malloc(cq_assignment_size(&splice, &piece, 1));
@@ -172,7 +172,7 @@ static void chunk(cq_bytes bytes)
         cq_body body;
         bool stored = record.kind == CQ_RECORD_CREATED || record.kind == CQ_RECORD_CARRIED;
         if (stored && cq_body_read(record.stored, record.flags, &body) == CQ_DONE)
-            assign(&body);
+            assign(&record, &body);
         cq_record_find(whole, record.number, record.number % 2 == 0, &found);
     }
     free((void *)whole.ptr);

@@ -1,6 +1,6 @@
 """Prints a store of the present format with a task in every state, as the golden file has it.
 
-python -m tests.golden.make > tests/golden/store-2.json
+python -m tests.golden.make > tests/golden/store-3.json
 """
 
 from __future__ import annotations
