@@ -146,8 +146,7 @@ class Simulation:
     def same(self, view: Any, task: Task | None, now_ms: int) -> None:
         """A reader sees the task as it was at the call; one that expired since may be gone."""
         if view is None and task is not None:
-            newer = self.model.tasks[task.id]
-            assert newer.state == GONE or 0 < newer.expires_ms <= self.clock.now_ms(), task
+            assert self.went(task), task
             return
         if task is None:
             assert view is None
@@ -167,6 +166,11 @@ class Simulation:
             assert (view.result, view.ended_worker) == (task.result, task.worker)
         elif task.state != DEAD:
             assert (view.worker, view.due_ms) == (task.worker, task.due_ms)
+
+    def went(self, task: Task) -> bool:
+        """Whether it expired or was taken away since: as late as that may an answer look at it."""
+        newer = self.model.tasks[task.id]
+        return newer.state == GONE or 0 < newer.expires_ms <= self.clock.now_ms()
 
     # --- creates
 
@@ -374,9 +378,8 @@ class Simulation:
             expected = {NOT_FOUND, NOT_IN_PROGRESS}  # as long as it is in memory
 
         def check(code: int, *_: Any) -> None:
-            gone = known is not None and known.state in FINAL
-            late = gone and known.expires_ms <= self.clock.now_ms()
-            assert code in expected or (late and code == NOT_FOUND)
+            ended = known is not None and known.state in FINAL
+            assert code in expected or (ended and self.went(known) and code == NOT_FOUND)
 
         args = (format_id(task.id), tenant, worker, subject)
         what = rng.choice(["heartbeat", "abandon", "nack", "nack"])
@@ -419,9 +422,8 @@ class Simulation:
         def check() -> None:
             for code, wanted, task_id in zip(finishes.codes, expected, ids, strict=True):
                 task = known[task_id]
-                late = task and task.state in FINAL and task.expires_ms <= self.clock.now_ms()
-                swept = task and self.model.tasks[task_id].state == GONE  # before it was compared
-                assert code == wanted or ((late or swept) and code == TASK_NOT_FOUND)
+                ended = task is not None and task.state in FINAL
+                assert code == wanted or (ended and self.went(task) and code == TASK_NOT_FOUND)
 
         self.shard.finish(finishes, tenant, *who, lambda: answered())
         answered = self.expect("finish", check)
@@ -467,9 +469,7 @@ class Simulation:
                 # As long as an ended task is in memory it is known not to wait.
                 assert code == NOT_FOUND or task.state in FINAL
             else:
-                late = known.expires_ms and known.expires_ms <= self.clock.now_ms()
-                gone = self.model.tasks[task.id].state == GONE
-                assert code == NOT_PENDING or (code == NOT_FOUND and (late or gone))
+                assert code == NOT_PENDING or (code == NOT_FOUND and self.went(known))
 
         self.shard.cancel(format_id(task.id), tenant, lambda *answer: answered(*answer))
         answered = self.expect("cancel", check)
