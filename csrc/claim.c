@@ -2,7 +2,9 @@
  * they are given back. */
 #include "codeq.h"
 
-#define ASSIGNMENT_BYTES_MAX 16 /* of one task beside its body and the splice; and of the message */
+/* Of one task beside its stored body and the splice: id 38, attempts 6, time of creation 19, tag
+ * and length 6, less the 10 in front of a stored body that are no field. And of the message. */
+#define ASSIGNMENT_BYTES_MAX 64
 
 /* --- claim ------------------------------------------------------------------------------------ */
 

@@ -8,8 +8,9 @@
  *                   elsewhere), crc
  *   e + number BE   highest sequence BE, created chunk u64, ended chunk u64, crc
  *   w + ended sequence BE + number BE
- *                   version, id, created chunk BE; what these two chunks hold is its check. The
- *                   shard may put the whole delivery in its place (version 2, deliveries.py)
+ *                   version, id, created chunk BE, tenant lp32; what these two chunks hold is its
+ *                   check. The shard may put the whole delivery in its place (version 2,
+ *                   deliveries.py)
  *   s + segment BE  expires i64, crc
  *   mhead           format u32, shards u32, next number u64, last id ms i64, next sequence u64,
  *                   sequence where recovery starts u64, tail u64, crc */

@@ -168,9 +168,12 @@ class Simulation:
             assert (view.worker, view.due_ms) == (task.worker, task.due_ms)
 
     def went(self, task: Task) -> bool:
-        """Whether it expired or was taken away since: as late as that may an answer look at it."""
+        """Whether it expired or was taken away since, for good: as late as that may an answer look
+        at it."""
         newer = self.model.tasks[task.id]
-        return newer.state == GONE or 0 < newer.expires_ms <= self.clock.now_ms()
+        if newer.state == GONE:
+            return self.model.swept.get(task.id, 0) <= self.store.synced
+        return 0 < newer.expires_ms <= self.clock.now_ms()
 
     # --- creates
 
@@ -469,7 +472,8 @@ class Simulation:
                 # As long as an ended task is in memory it is known not to wait.
                 assert code == NOT_FOUND or task.state in FINAL
             else:
-                assert code == NOT_PENDING or (code == NOT_FOUND and self.went(known))
+                ended = known.state in FINAL
+                assert code == NOT_PENDING or (ended and self.went(known) and code == NOT_FOUND)
 
         self.shard.cancel(format_id(task.id), tenant, lambda *answer: answered(*answer))
         answered = self.expect("cancel", check)
@@ -621,6 +625,7 @@ class Simulation:
         self.runner.advance(0)
         assert self.faults == []
         assert self.waiting == {}, "not answered"
+        self.check_owed()
         for _, request, state in self.waiters:
             if not state["over"]:
                 assert request.wait, "not answered"
@@ -663,7 +668,6 @@ class Simulation:
             check = self.expect("get", lambda view, known=known: self.same(view, known, now_ms))
             self.shard.get(format_id(task.id), task.tenant, check)
         self.quiet()
-        self.check_owed()
 
     def check_owed(self) -> None:
         """T18: every pending webhook on disk was announced, counted once, and no more are."""

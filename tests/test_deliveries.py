@@ -206,17 +206,6 @@ def test_T18_what_each_tenant_is_owed_is_known_after_a_restart(tmp_path: Path) -
     node.close()
 
 
-def test_T18_an_entry_that_does_not_say_whose_it_is_is_counted_too(node: Node) -> None:
-    """As an earlier codeq wrote it."""
-    ended(node, 2, tenant="acme")
-    written = [(key, b"\1" + value[1:25]) for key, value in entries(node).items()]
-    node.shard._store.write(written)
-    node.restart()
-    assert node.shard.deliveries.pending_by == {"acme": 2}
-    remove(node, owed(node)[0])
-    assert node.shard.deliveries.pending_by == {"acme": 1}
-
-
 def test_T18_an_end_stays_readable_beyond_its_keeping_time(tmp_path: Path) -> None:
     """The log that holds it is cut, the delivery is not lost, and nobody else's log is kept."""
     node = Node(tmp_path / "data", **FORGETFUL)

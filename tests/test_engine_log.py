@@ -110,6 +110,15 @@ def test_T14_every_lease_is_known_to_expiry_after_a_crash() -> None:
 # --- bodies ---------------------------------------------------------------------------------------
 
 
+def test_T19_many_small_tasks_are_no_more_bytes_than_were_asked_for() -> None:
+    core = Disk().engine
+    make(core, count=3_000, payload=b"1")
+    for bytes_max in (1_000, 100_000):
+        got = claim(core, count=3_000, bytes_max=bytes_max)
+        assert got is not None and len(got.ids()) < 1_000
+        assert 0.6 * bytes_max < len(core.assignment(got, False)) <= bytes_max
+
+
 def test_bodies_beyond_the_budget_leave_memory_with_their_group() -> None:
     disk = Disk(payload_memory_bytes=1_500)
     core = disk.engine

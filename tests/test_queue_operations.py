@@ -12,6 +12,7 @@ import pytest
 from codeq import errors
 from codeq.engine import queues
 from codeq.engine._engine import COMPLETED, DEAD, DELAYED, FAILED, LEASED, READY
+from codeq.engine._wire import parse_id
 from codeq.engine.cleanup import REQUEST_LOOKS_MAX
 from codeq.engine.listing import PAGE_LOOKS_MAX
 from codeq.engine.store import Store
@@ -551,6 +552,32 @@ def test_T35_cleanup_keeps_to_its_time_limit_and_count(node: Node) -> None:
     assert node.ask(node.shard.cleanup.run, "t", before_ms, 7) == 7
     assert node.ask(node.shard.cleanup.run, "t", before_ms, 10_000) == 293
     assert listed(node) == late
+
+
+def test_T17_that_a_task_was_taken_away_is_said_after_that_is_synced(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also to a reader that began before the cleanup and looks at the disk in its middle."""
+    task_id = end(node, 300)[0]
+    assert node.shard.engine.view(parse_id(task_id), b"t") is None, "it is on disk only"
+    reads: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+    monkeypatch.setattr(node.runner, "read", lambda work, done: reads.append((work, done)))
+    counts: list[int] = []
+    views: list[Any] = []
+    node.shard.cleanup.run("t", YEAR_2099_MS, 10_000, counts.append)
+    node.shard.get(task_id, "t", views.append)
+    node.settle()
+    (read, got), (look, found) = reads
+    node.runner.hold_syncs = True
+    found(look())
+    node.settle()
+    assert node.runner.held, "what the cleanup did is written and not synced"
+    got(read())
+    node.settle()
+    assert views == []
+    node.runner.hold_syncs = False
+    node.runner.release()
+    assert views == [None]
 
 
 def test_T35_a_request_looks_at_a_bounded_part_and_the_next_goes_on(node: Node) -> None:

@@ -14,6 +14,7 @@ from rocksdict import Options, Rdict
 from codeq import errors
 from codeq.engine import _engine
 from codeq.engine._wire import Creates
+from codeq.engine.recovery import FORMAT
 from codeq.engine.store import Store
 from codeq.errors import StoreError
 
@@ -464,13 +465,18 @@ def test_another_shard_count_is_refused(tmp_path: Path) -> None:
         Node(tmp_path / "data", num_shards=4)
 
 
-def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [FORMAT - 1, 99])
+def test_another_format_is_refused_and_left_alone(tmp_path: Path, other: int) -> None:
     Node(tmp_path / "data").close()
     store = Store(tmp_path / "data")
-    store.write([(b"mmeta", b'{"format":99,"num_shards":1}')])
+    store.write([(b"mmeta", b'{"format":%d,"num_shards":1}' % other)])
+    before = [*store.scan(b"\0", b"\xff")]
     store.close()
-    with pytest.raises(StoreError, match="format 99"):
+    with pytest.raises(StoreError, match=f"format {other}, this codeq reads format {FORMAT}"):
         Node(tmp_path / "data")
+    store = Store(tmp_path / "data")
+    assert [*store.scan(b"\0", b"\xff")] == before
+    store.close()
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:

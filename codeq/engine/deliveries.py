@@ -39,7 +39,6 @@ PAGE_BYTES = 4 << 20
 #: Chunks read together; one may have megabytes
 CHUNKS_AT_ONCE = 8
 
-_OF_NOBODY = 1  # version of an entry that says where the records stand, as it was without a tenant
 _WHOLE = 2  # version of an entry that has everything in it
 _RESTS_ON_LOG = 3  # version of an entry that says where the records stand
 _ID_BYTES = 16
@@ -83,12 +82,12 @@ class Page(NamedTuple):
 
 class Resting(NamedTuple):
     """An entry whose records stand in the log: its task, the chunks with creation and end, and
-    whose it is; None when only the created record knows."""
+    whose it is."""
 
     task_id: bytes
     created: int
     ended: int
-    tenant: str | None
+    tenant: str
 
 
 class _Gone(Enum):
@@ -197,8 +196,7 @@ class Deliveries:
                 self._add(key, _resting(key, value))
 
     def _add(self, key: bytes, resting: Resting) -> None:
-        tenant = resting.tenant
-        self._tally(self._tenant_of(key, resting) if tenant is None else tenant, 1)
+        self._tally(resting.tenant, 1)
         self._hold(resting.created // SEGMENT_CHUNKS)
 
     def _tally(self, tenant: str, more: int) -> None:
@@ -206,13 +204,6 @@ class Deliveries:
         self.pending_by[tenant] = self.pending_by.get(tenant, 0) + more
         if not self.pending_by[tenant]:
             del self.pending_by[tenant]
-
-    def _tenant_of(self, key: bytes, resting: Resting) -> str:
-        """Out of the created record, for an entry that was written before entries said it."""
-        view = self._views({key: resting}, bodies_only=True).get(key)
-        if view is None:
-            raise _lacking(key)
-        return view.tenant
 
     def _announce(self, end: bytes) -> None:
         self.end = end
@@ -369,15 +360,12 @@ def rests_on(key: bytes, value: bytes) -> Resting | None:
 
 def _resting(key: bytes, value: bytes) -> Resting:
     bare, said = value[:_RESTING_BYTES], value[_RESTING_BYTES:]
-    if len(key) != 17 or len(bare) != _RESTING_BYTES:
-        raise _damaged(key)
-    tenant: str | None = None
-    if value[0] == _RESTS_ON_LOG and int.from_bytes(said[:4], "little") == len(said) - 4:
-        tenant = said[4:].decode("utf-8", "replace")
-    elif value[0] != _OF_NOBODY or said:
+    whole = len(key) == 17 and len(bare) == _RESTING_BYTES and value[0] == _RESTS_ON_LOG
+    if not whole or int.from_bytes(said[:4], "little") != len(said) - 4:
         raise _damaged(key)
     created = int.from_bytes(bare[1 + _ID_BYTES :], "big")
-    return Resting(bare[1 : 1 + _ID_BYTES], created, int.from_bytes(key[1:9], "big"), tenant)
+    ended = int.from_bytes(key[1:9], "big")
+    return Resting(bare[1 : 1 + _ID_BYTES], created, ended, said[4:].decode("utf-8", "replace"))
 
 
 def _damaged(key: bytes) -> CorruptRecord:

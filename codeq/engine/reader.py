@@ -3,8 +3,8 @@ show.
 
 A task that is not in memory has a directory entry, which leads to the chunks of its created and its
 ended record. Both steps are one list-get each on the read helper thread. Records may move to
-another chunk between the two: then the task is looked up again. A store that cannot be read is a
-fault.
+another chunk between the two: then the task is looked up again. That a task is not there is said
+after one more sync. A store that cannot be read is a fault.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ class Reader:
                 found = values[at : at + len(own)]
                 at += len(own)
                 views[n] = self._engine.view_stored(ids[n] or b"", tenant, found)
-            fill()
+            if any(views[n] is None for n in absent):
+                self._journal.after(fill)  # what took it away may be written and not synced
+            else:
+                fill()
 
         asked = [key for own in keys for key in own]
         self._read(lambda: self._store.get(asked), got)

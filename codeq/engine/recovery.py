@@ -48,7 +48,7 @@ def recover(
     """Checks the store and rebuilds the engine from it, in one pass over the log of chunks. Files
     the idempotency keys again when their window has changed.
 
-    Raises StoreError: not a store, a newer format, another shard count, a damaged record.
+    Raises StoreError: not a store, another format or shard count, a damaged record.
     """
     _check_meta(store, num_shards, key_window_ms)
     began_s = clock.monotonic_s()

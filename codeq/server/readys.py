@@ -22,9 +22,9 @@ from codeq.server.auth import Principal
 
 PARKED_MAX = 64
 PARKED_BYTES = 512 * 1024
-#: What an assignment adds to each stored task (status, lease end, attempts, update time, lengths),
+#: What an assignment adds to each stored task (id, status, lease end, attempts, times, lengths),
 #: besides the worker id.
-TASK_OVERHEAD_BYTES = 96
+TASK_OVERHEAD_BYTES = 128
 #: Commands lists whose check a stream remembers, and the bytes of one worth remembering.
 CHECKED_LISTS_MAX = 64
 CHECKED_BYTES_MAX = 1024

@@ -153,7 +153,7 @@ static void assign(const cq_record *record, const cq_body *body)
 {
     cq_splice splice;
     cq_piece piece = {record->id, body->head, body->tail, body->created_ms, body->priority};
-    if (cq_splice_make(&splice, body->command, body->created_ms, body->created_ms) != CQ_DONE)
+    if (cq_splice_make(&splice, body->command, record->due_ms, body->created_ms) != CQ_DONE)
         return;
     uint8_t *to = malloc(cq_assignment_size(&splice, &piece, 1));
     cq_assignment_put(to, &splice, &piece, 1, true);

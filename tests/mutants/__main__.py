@@ -1,11 +1,12 @@
 """Applies each change of table.py to a copy of the tree and runs the test that must notice it,
 before the change and after.
 
-    python -m tests.mutants [NAME...]
+    python -m tests.mutants [--jobs 1] [NAME...]
     python -m tests.mutants --by-crash [--rounds 50] [--seed 1] [NAME...]
 
 With ``--by-crash`` those of CRASHED must be noticed by the crash harness instead, within so many
-rounds; without names, all of them. Ends with 1 when a change went unnoticed.
+rounds; without names, all of them. Ends with 1 when a change went unnoticed. ``--jobs`` are copies
+that are worked on at the same time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.mutants.mutant import Mutant
 from tests.mutants.table import CRASHED, MUTANTS
@@ -45,7 +48,7 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._temporary = folder.with_name("tmp")
-        self._temporary.mkdir()
+        self._temporary.mkdir(parents=True)
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
         self._built: dict[Path, bytes] = {}  # the extensions without any change
         self._sound: set[str] = set()  # tests that pass without any change
@@ -124,9 +127,11 @@ class Copy:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=bound_memory,
                 start_new_session=True,
             )
+            with contextlib.suppress(ProcessLookupError):
+                bound = (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX)
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, bound)
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -139,10 +144,6 @@ class Copy:
             return code, output.read()
 
 
-def bound_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
-
-
 def _last_line(output: str) -> str:
     return output.strip().rpartition("\n")[2]
 
@@ -151,6 +152,7 @@ def options() -> argparse.Namespace:
     given = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     given.add_argument("names", nargs="*", metavar="NAME")
     given.add_argument("--by-crash", action="store_true", help="by the crash harness")
+    given.add_argument("--jobs", type=int, default=1, help="mutants tried at the same time")
     given.add_argument("--rounds", type=int, default=50, help="of the crash harness")
     given.add_argument("--seed", type=int, default=1, help="of the crash harness")
     return given.parse_args()
@@ -165,16 +167,25 @@ def chosen(names: list[str], among: set[str]) -> list[Mutant]:
     return sorted(found, key=lambda mutant: not mutant.file.endswith(".py"))
 
 
-def run(mutants: list[Mutant], judge: Callable[[Copy, Mutant], str]) -> int:
+def run(mutants: list[Mutant], judge: Callable[[Copy, Mutant], str], jobs: int = 1) -> int:
     """Says of each what became of it; returns how many were not caught."""
     caught, began = 0, time.monotonic()
+    free: SimpleQueue[Copy] = SimpleQueue()
+
+    def judged(mutant: Mutant) -> tuple[str, float]:
+        copy, started = free.get(), time.monotonic()
+        try:
+            return judge(copy, mutant), time.monotonic() - started
+        finally:
+            free.put(copy)
+
     with tempfile.TemporaryDirectory(prefix="codeq-mutants-") as folder:
-        copy = Copy(Path(folder) / "tree")
-        for mutant in mutants:
-            started = time.monotonic()
-            verdict = judge(copy, mutant)
-            caught += verdict.startswith("caught")
-            print(f"{mutant.name}: {verdict} ({time.monotonic() - started:.0f} s)", flush=True)
+        for number in range(jobs):
+            free.put(Copy(Path(folder) / str(number) / "tree"))
+        with ThreadPoolExecutor(jobs) as pool:
+            for mutant, (verdict, seconds) in zip(mutants, pool.map(judged, mutants), strict=True):
+                caught += verdict.startswith("caught")
+                print(f"{mutant.name}: {verdict} ({seconds:.0f} s)", flush=True)
     minutes = (time.monotonic() - began) / 60
     print(f"{caught} of {len(mutants)} mutants caught in {minutes:.0f} min", flush=True)
     return len(mutants) - caught
@@ -183,11 +194,11 @@ def run(mutants: list[Mutant], judge: Callable[[Copy, Mutant], str]) -> int:
 def main() -> int:
     given = options()
     if given.by_crash:
-        mutants = chosen(given.names, set(CRASHED))
+        mutants = chosen(given.names, set(CRASHED))  # one by one: each loads the machine
         escaped = run(mutants, lambda copy, one: copy.by_crash(one, given.rounds, given.seed))
     else:
         mutants = chosen(given.names, {mutant.name for mutant in MUTANTS})
-        escaped = run(mutants, Copy.by_test)
+        escaped = run(mutants, Copy.by_test, given.jobs)
     return min(escaped, 1)
 
 

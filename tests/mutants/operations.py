@@ -7,6 +7,21 @@ from tests.mutants.mutant import Mutant
 OPERATIONS = (
     # --- what operators do to queues
     Mutant(
+        "absence-told-before-its-sync",
+        "codeq/engine/reader.py",
+        "if any(views[n] is None for n in absent):",
+        "if False:",
+        "test_queue_operations.py::"
+        "test_T17_that_a_task_was_taken_away_is_said_after_that_is_synced",
+    ),
+    Mutant(
+        "claimed-bytes-without-id-and-times",
+        "csrc/claim.c",
+        "#define ASSIGNMENT_BYTES_MAX 64",
+        "#define ASSIGNMENT_BYTES_MAX 16",
+        "test_engine_log.py::test_T19_many_small_tasks_are_no_more_bytes_than_were_asked_for",
+    ),
+    Mutant(
         "requeued-with-its-attempts",
         "csrc/task.c",
         "    slot->attempts = 0;\n    slot->updated_ms = now_ms;\n",
