@@ -141,7 +141,7 @@ class Deliveries:
         # By key: a task that ends, is requeued and ends again in one chunk puts its entry twice.
         owed = {key: value for key, value in puts if key[:1] == PREFIX}
         for key, value in owed.items():
-            self._add(key, _resting(key, value))
+            self._add(_resting(key, value))
         if owed:  # in the order of their ends, which in one chunk need not be that of their keys
             self._journal.after(partial(self._announce, max(owed) + b"\0"))
 
@@ -193,9 +193,9 @@ class Deliveries:
             if value[:1] == bytes([_WHOLE]):
                 self._tally(_whole(key, value).tenant, 1)
             else:
-                self._add(key, _resting(key, value))
+                self._add(_resting(key, value))
 
-    def _add(self, key: bytes, resting: Resting) -> None:
+    def _add(self, resting: Resting) -> None:
         self._tally(resting.tenant, 1)
         self._hold(resting.created // SEGMENT_CHUNKS)
 
