@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -262,10 +263,18 @@ def test_signals_end_the_process(start_server: Callable[..., Server], number: in
     server = start_server()
     producer, worker = server.client("dev-producer"), server.client("dev-worker")
     made = producer.post("/tasks", json={"command": "a", "payload": 1}).json()
+    sent = threading.Event()
+
+    def trace(event: str, _: object) -> None:
+        if event == "http11.receive_response_headers.started":
+            sent.set()
+
     with ThreadPoolExecutor(2) as pool:
         body = {"commands": ["other"], "waitSeconds": 30}
         claim = pool.submit(worker.post, "/tasks/claim", json=body)
-        read = pool.submit(producer.get, f"/tasks/{made['id']}/result?waitSeconds=60")
+        path = f"/tasks/{made['id']}/result?waitSeconds=60"
+        read = pool.submit(producer.get, path, extensions={"trace": trace})
+        assert sent.wait(STOP_SECONDS)
         wait_for_claims(server, 1)
         assert server.terminate(number) == 0
         for waiting in (claim, read):

@@ -191,8 +191,11 @@ class Edge:
             await written
 
     def add_wait(self, end: Callable[[], None]) -> None:
-        """``end`` is called when the server stops, unless ``drop_wait`` is called before."""
+        """``end`` is called when the server stops, now if it does already, unless ``drop_wait`` is
+        called before."""
         self._waits.add(end)
+        if self.stopping:
+            end()
 
     def drop_wait(self, end: Callable[[], None]) -> None:
         self._waits.discard(end)

@@ -29,6 +29,14 @@ EDGES = (
         "rows += [no.BODY_TOO_LARGE,",
         "test_openapi.py::test_T48_T54_a_body_that_is_cut_off_is_answered_as_listed",
     ),
+    # --- the stop
+    Mutant(
+        "waits-may-begin-during-the-stop",
+        "codeq/server/request.py",
+        "        if self.stopping:\n            end()\n",
+        "",
+        "test_rest.py::test_the_wait_for_a_result_that_comes_during_the_stop_ends_at_once",
+    ),
     # --- tokens
     Mutant(
         "operator-names-any-tenant",
