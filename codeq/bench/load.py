@@ -30,6 +30,8 @@ from codeq.errors import CodeqError
 READY_SECONDS = 30.0
 LINE_BYTES_MAX = 64 << 20
 WARM_UP_SECONDS = 2.0
+#: So much longer than asked for it may take until there is one whole life to count
+STILL_SECONDS = 20.0
 QUANTILES = (50.0, 90.0, 99.0, 99.9)
 
 
@@ -205,6 +207,9 @@ async def _measure(
         first = await look(tally, target)
         await _pause(seconds, tick)
         last = await look(tally, target)
+        while stands_still(surface, first, last) and last.at - first.at < seconds + STILL_SECONDS:
+            await _pause(0.1, tick)
+            last = await look(tally, target)
         tally.note(False)
         reports = []
         for client in reversed(clients):  # the producers end first, the workers drain
@@ -240,6 +245,13 @@ async def look(tally: Tally, target: Target) -> Look:
     syncs = await target.syncs()
     counts = [tally.total(column) for column in COLUMNS]
     return Look(time.monotonic(), counts, syncs, target.cpu_seconds(), target.written_bytes())
+
+
+def stands_still(surface: Surface, first: Look, last: Look) -> bool:
+    """Whether not one whole life went by: a short run on a machine that is busy with other things
+    would have no figures."""
+    columns = (CREATED,) if surface.workers is None else COLUMNS
+    return any(last.counts[column] == first.counts[column] for column in columns)
 
 
 def disagreements(surface: Surface, tally: Tally, before: Counters, after: Counters) -> list[str]:
