@@ -250,7 +250,7 @@ async def _leases_together(folder: Path, count: int) -> list[Figure]:
         default_lease_seconds=1,
     )
     shard = Shard.open(settings, clock, runner, say)
-    end_ms = clock.now_ms() + 2_000 + count // 20
+    end_ms = clock.now_ms() + 5_000 + count // 20
     for begin in range(0, count, BATCH):
         await _made(shard, min(BATCH, count - begin))
         await _leased(shard, min(BATCH, count - begin), end_ms - clock.now_ms())

@@ -40,7 +40,7 @@ READ_BYTES = 1 << 20
 HELD_WANTED = 100
 UNFINISHED_WANTED = 1000
 #: Worker 1 takes this long for a batch, so that it surely holds leases when it is stopped.
-SLOW_BATCH_SECONDS = 1.5
+SLOW_BATCH_SECONDS = 5.0
 #: It should have its first batch long before.
 BATCH_SECONDS = 30.0
 LOOK_SECONDS = 0.05

@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from codeq.config import Config, load
 from codeq.engine.clock import Clock
@@ -36,6 +37,10 @@ from codeq.server.rest import RestApp
 from codeq.server.streams import InFlight
 
 from .node import Node
+
+# How long an example takes says nothing of what is tested.
+settings.register_profile("codeq", deadline=None)
+settings.load_profile("codeq")
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A trap or an invariant as it is named on the command line: -k T1

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 
 from .protos import producerpb, workerpb
 
@@ -106,13 +107,16 @@ spawn = asyncio.create_task
 
 
 def play(scenario: Callable[[FakeStreams], Awaitable[None]]) -> None:
-    """Runs a scenario with a fake server; no wait is for ever."""
+    """Runs a scenario with a fake server; no wait is for ever, and no batch is sent in parts
+    because the machine was busy with other things."""
 
     async def run() -> None:
         async with asyncio.timeout(60), fake_streams() as fake:
             await scenario(fake)
 
-    asyncio.run(run())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("codeq.client.worker.SLICE_SECONDS", 60.0)
+        asyncio.run(run())
 
 
 def task_id(number: int) -> str:

@@ -328,7 +328,7 @@ def restored_holds(server: Served, promised: list[Entry]) -> None:
             check_result(entry, answer["task"], answer["result"])
     left = {e.task_id for e in promised if e.result is None}
     done: set[str] = set()
-    claim = {"commands": COMMANDS, "count": 100, "waitSeconds": 4}
+    claim = {"commands": COMMANDS, "count": 100, "waitSeconds": 4, "leaseSeconds": 60}
     while (got := worker.call("POST", "/tasks/claim/batch", claim))[0] == 200:
         ids = [task["id"] for task in got[1]["tasks"]]
         assert not done & set(ids)
@@ -348,7 +348,7 @@ def test_T17_a_backup_under_load_holds_all_that_was_acknowledged_before(
 ) -> None:
     server = operated()
     ledger = Ledger()
-    loads = [kind(server, ledger, seed) for seed, kind in enumerate(LOADS)]
+    loads = [kind(server, ledger, n, f"{kind.__name__}-{n}") for n, kind in enumerate(LOADS)]
     for load in loads:
         load.start()
     promises = []
@@ -381,7 +381,7 @@ def test_T17_kill_9_in_the_middle_of_a_backup(
 ) -> None:
     server = operated("one", f"in-backup:{count}")
     ledger = Ledger()
-    loads = [kind(server, ledger, seed) for seed, kind in enumerate(LOADS)]
+    loads = [kind(server, ledger, n, f"{kind.__name__}-{n}") for n, kind in enumerate(LOADS)]
     for load in loads:
         load.start()
     assert ledger.wait_for(lambda: ledger.acknowledgements > 300, 30)

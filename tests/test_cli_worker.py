@@ -157,7 +157,7 @@ def test_a_lost_lease_kills_the_command(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     run = f"echo up > {pipe}; sleep 600 & wait"
-    mine = start("--lease-seconds", "1", "--worker-id", "me", "--max-tasks", "1", "--run", run)
+    mine = start("--lease-seconds", "6", "--worker-id", "me", "--max-tasks", "1", "--run", run)
     assert pipe.read_text() == "up\n"
     given_back = worker.post(f"/tasks/{task_id}/abandon", json={"workerId": "me"})
     assert given_back.status_code == 200
@@ -179,11 +179,11 @@ def test_heartbeats_keep_a_task_longer_than_its_lease(
     os.mkfifo(up)
     os.mkfifo(go)
     run = f"echo up > {up}; cat {go}"
-    mine = start("--lease-seconds", "1", "--max-tasks", "1", "--run", run)
+    mine = start("--lease-seconds", "3", "--max-tasks", "1", "--run", run)
     assert up.read_text() == "up\n"
     first = producer.get(f"/tasks/{task_id}").json()
     # Another worker waits for longer than the lease, in vain.
-    waits = worker.post("/tasks/claim", json={"commands": [command], "waitSeconds": 3})
+    waits = worker.post("/tasks/claim", json={"commands": [command], "waitSeconds": 5})
     assert waits.status_code == 204
     assert producer.get(f"/tasks/{task_id}").json()["leaseUntil"] > first["leaseUntil"]
     go.write_text("[1]")

@@ -177,7 +177,7 @@ def test_T65_a_long_handler_keeps_its_lease(server: Server, command: str) -> Non
             await release.wait()
             return task.attempts
 
-        slow = a_worker(server, command, lease_seconds=1)
+        slow = a_worker(server, command, lease_seconds=3)
         slow_running = asyncio.create_task(slow.run(handle))
         async with a_producer(server) as creating:
             await creating.produce(command, 1)
@@ -186,7 +186,7 @@ def test_T65_a_long_handler_keeps_its_lease(server: Server, command: str) -> Non
         other = a_worker(server, command)
         other_running = asyncio.create_task(other.run(handle))
         loop = asyncio.get_running_loop()
-        loop.call_later(3.5, release.set)  # three times the lease
+        loop.call_later(7, release.set)  # more than twice the lease
         await release.wait()
         slow.stop()
         await slow_running
@@ -228,20 +228,16 @@ def test_T65_producer_and_worker_survive_kill_9_of_the_server(
                 results = await calling
                 ids += [result for result in results if isinstance(result, str)]
         assert len(set(ids)) == 4000
-        while len(handled) < 4000 or worker.counts.acknowledged + worker.counts.refused < 4000:
+        while len(handled) < 4000:
             await asyncio.sleep(0)
-        worker.stop()
-        await running
         with httpx.Client(headers={"authorization": "Bearer dev-producer"}) as rest:
             base = f"http://{server.http}/v1/codeq"
-            stats = rest.get(f"{base}/admin/queues/{command}").json()
-            assert stats == {
-                "command": command,
-                "ready": 0,
-                "delayed": 0,
-                "inProgress": 0,
-                "dlq": 0,
-            }
+            empty = {"command": command, "ready": 0, "delayed": 0, "inProgress": 0, "dlq": 0}
+            # A lease that ended with the server makes its task come again after a while.
+            while rest.get(f"{base}/admin/queues/{command}").json() != empty:
+                await asyncio.sleep(0)
+            worker.stop()
+            await running
             for number, task_id in enumerate(ids):
                 record = rest.get(f"{base}/tasks/{task_id}/result").json()["result"]
                 assert (record["status"], record["result"]) == ("COMPLETED", number)

@@ -481,4 +481,4 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 TestEngineModel = EngineMachine.TestCase
-TestEngineModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEngineModel.settings = settings(max_examples=60, stateful_step_count=40)

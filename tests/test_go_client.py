@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import Server
 from tests.go_client import GoProducer, GoWorker, StreamEnded
 from tests.protos import workerpb
+from tests.test_streams import wait_for_metric
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def test_close_with_open_produces_fails_them_and_harms_nobody(
     server: Server, producer: httpx.Client, command: str
 ) -> None:
     client = GoProducer(server.producer, "dev-producer")
-    outcomes: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter(ok=0, refused=0, ended=0)
 
     def produce() -> None:
         try:
@@ -201,6 +202,7 @@ def test_a_stopped_worker_leaves_no_ready_behind(
 ) -> None:
     with go_worker(server, completed, commands=(command,), concurrency=4):
         pass
+    wait_for_metric(server, 'codeq_streams{kind="worker"}', 0)
     with go_producer(server) as client:
         ids = [client.produce(command, b"{}").task_id for _ in range(4)]
     with go_worker(server, completed, commands=(command,)) as worker:

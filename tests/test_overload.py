@@ -136,7 +136,7 @@ class Served:
 
     async def turn(self) -> None:
         """One round trip through the HTTP server: whatever was under way has moved on."""
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:  # it need not read who vouches
             await client.get(f"http://{self.http.address}/healthz")
 
 
@@ -258,7 +258,7 @@ def test_creates_over_rest_are_bounded_and_shared_by_tenants(tmp_path: Path) -> 
                     asyncio.create_task(greedy.post("/tasks", json=body(size=50 * KB)))
                     for _ in range(200)
                 ]
-                await node.until(lambda: sum(task.done() for task in asked) >= 150)
+                await node.until(lambda: sum(task.done() for task in asked) >= 170)  # 21 fit
                 assert MB <= node.in_flight.total <= MB + 60 * KB
                 fair = asyncio.create_task(modest.post("/tasks", json=body(size=50 * KB)))
                 before = node.in_flight.total
@@ -283,6 +283,7 @@ def test_a_body_too_long_for_the_room_left_is_refused_while_it_comes(
             client = await node.client("shop/p")
             lone = await client.post("/tasks", json=body(size=3 * MB))
             assert lone.status_code == 201, "a body alone may be larger than the limit"
+            await node.until(lambda: node.in_flight.total == 0)
             with node.disk.stuck():
                 first = asyncio.create_task(client.post("/tasks", json=body(size=900 * KB)))
                 await node.until(lambda: node.in_flight.total > 900 * KB)
@@ -323,9 +324,10 @@ def test_T47_producer_streams_are_read_only_as_fast_as_the_disk_takes_it(tmp_pat
                 for _ in range(20):
                     await node.turn()
                 message = size + AROUND_BYTES
-                # Fair shares of tenants that came later, and the messages that were awaited.
-                assert node.in_flight.total <= MB + streams * message
-                assert node.shard.engine.live_tasks <= MB // size + streams
+                # What tenants lack of their quarters when all is spent, and a message a stream.
+                most = MB * 7 // 4 + streams * message
+                assert node.in_flight.total <= most < streams * creates * size // 4
+                assert node.shard.engine.live_tasks <= most // size
             for line in lines:
                 acks = await line.acks(creates)
                 assert [ack.seq for ack in acks] == list(range(creates))
@@ -624,7 +626,10 @@ def test_T47_answers_that_a_slow_client_does_not_take_are_bounded(tmp_path: Path
         async with served(tmp_path, **flags) as node:
             await fill(node, "slow", count=80, size=MB)
             await fill(node, "quick", count=4, size=MB)
-            slow = [await node.raw("slow/w", "/tasks/claim/batch", {"count": 4}) for _ in range(20)]
+            ask = ("slow/w", "/tasks/claim/batch", {"count": 4})
+            slow = [await node.raw(*ask)]
+            await node.until(lambda: node.in_flight.total >= answer)
+            slow += [await node.raw(*ask) for _ in range(19)]
             await node.until(lambda: node.in_flight.total >= 2 * limit)
             for _ in range(20):
                 await node.turn()
@@ -666,7 +671,7 @@ def test_T48_an_answer_that_is_not_taken_is_cut_off_and_its_tasks_go_back(tmp_pa
 def test_T48_the_kernel_drops_a_connection_that_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "STALL_SECONDS", 1)
+    monkeypatch.setattr(http_server, "STALL_SECONDS", 4)
 
     async def scenario() -> None:
         async with served(tmp_path) as node:

@@ -165,7 +165,7 @@ def test_task_lists_filter_and_page(start_server: Callable[..., Server], command
         "IN_PROGRESS": [claimed(producer, worker, command)],
         "PENDING": [
             create(producer, command)["id"],
-            create(producer, command, delaySeconds=9)["id"],
+            create(producer, command, delaySeconds=600)["id"],
         ],
     }
     other = create(producer, "other")["id"]

@@ -251,6 +251,7 @@ def test_a_notification_as_it_arrives(tmp_path: Path) -> None:
             node.runner.advance(8_999)
             await node.drained()
             assert len(hook.all) == 1
+            await node.until(lambda: 0 not in hook_idle(node))
             node.runner.advance(1)
             second = await hook.next()
             assert second.json["queueDepth"] == 2

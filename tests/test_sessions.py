@@ -150,7 +150,7 @@ EVENTS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     seed=st.sampled_from([event.SerializeToString() for event in EVENTS]),
     at=st.integers(0, 80),

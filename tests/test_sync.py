@@ -100,13 +100,13 @@ def test_T65_handlers_in_threads_keep_their_leases(
         assert release.wait(SECONDS)
         return task.attempts
 
-    worker = a_worker(server, commands=[command], concurrency=2, lease_seconds=1)
+    worker = a_worker(server, commands=[command], concurrency=2, lease_seconds=3)
     with in_a_thread(lambda: worker.run(handle)):
         with a_producer(server) as creating:
             ids = creating.produce_batch([(command, 1), (command, 2)])
         everybody.wait(SECONDS)
         until = producer.get(f"/tasks/{ids[0]}").json()["leaseUntil"]
-        while producer.get(f"/tasks/{ids[0]}").json()["leaseUntil"][:19] < plus(until, 3):
+        while producer.get(f"/tasks/{ids[0]}").json()["leaseUntil"][:19] < plus(until, 7):
             assert producer.get(f"/admin/queues/{command}").json()["inProgress"] == 2
         release.set()
         assert [result_of(producer, str(task_id))["result"] for task_id in ids] == [1, 1]

@@ -146,9 +146,9 @@ def test_T42_a_server_that_nobody_vouches_for_is_refused(
     with pytest.raises(httpx.ConnectError), rest(server, context(other)) as client:
         client.get("/raft/status")
 
-    async def connect(tls: Tls | None) -> None:
+    async def connect(tls: Tls | None, seconds: float = 0.2) -> None:
         async with Producer(
-            server.producer, token="dev-producer", credentials=tls, connect_timeout_seconds=0.2
+            server.producer, token="dev-producer", credentials=tls, connect_timeout_seconds=seconds
         ):
             pass
 
@@ -156,7 +156,7 @@ def test_T42_a_server_that_nobody_vouches_for_is_refused(
         with pytest.raises(CodeqError) as refused:
             asyncio.run(connect(tls))
         assert refused.value.slug == "unavailable"
-    asyncio.run(connect(Tls(ca_file=authority.ca, server_name=NAME)))
+    asyncio.run(connect(Tls(ca_file=authority.ca, server_name=NAME), STOP_SECONDS))
     with pytest.raises(CodeqError, match="no-such"):
         asyncio.run(connect(Tls(ca_file="no-such.pem")))
 
@@ -177,16 +177,16 @@ def test_T42_client_certificates_only_admit(
     known = Tls(authority.ca, client.cert, client.key)
     assert asyncio.run(life(server, known)) == b'{"a":1}'
 
-    async def refused(tls: Tls, token: str) -> str:
+    async def refused(tls: Tls, token: str, seconds: float = 0.2) -> str:
         with pytest.raises(CodeqError) as caught:
             await Producer(
-                server.producer, token=token, credentials=tls, connect_timeout_seconds=0.2
+                server.producer, token=token, credentials=tls, connect_timeout_seconds=seconds
             ).start()
         return caught.value.slug
 
     for tls in (Tls(authority.ca), Tls(authority.ca, stranger.cert, stranger.key)):
         assert asyncio.run(refused(tls, "dev-producer")) == "unavailable"
-    assert asyncio.run(refused(known, "nonsense")) == "unauthenticated"
+    assert asyncio.run(refused(known, "nonsense", STOP_SECONDS)) == "unauthenticated"
 
 
 # --- exchange
@@ -307,7 +307,8 @@ def test_T42_a_stop_during_an_exchange_is_in_order(
 ) -> None:
     pair = authority.issue("first")
     server = start_server(**settings(pair), LOG_FORMAT="json")
-    with rest(server, context(authority)) as client:
+    kept = httpx.Limits(keepalive_expiry=STOP_SECONDS)
+    with rest(server, context(authority), limits=kept) as client:
         assert client.get("/raft/status").status_code == 200
         pair.replace(authority.issue("second"))
         server.process.send_signal(signal.SIGHUP)
@@ -449,11 +450,12 @@ def test_T48_a_connection_that_says_nothing_is_ended(
         await serving.started()
         reader, writer = await asyncio.open_connection("localhost", port, ssl=trust)
         assert await asyncio.to_thread(http_server.end_silent, port, 60) == 0
-        while not await asyncio.to_thread(http_server.end_silent, port, 0.001):
-            pass
+        ended = asyncio.create_task(reader.read())
         async with asyncio.timeout(STOP_SECONDS):
-            with contextlib.suppress(ConnectionError):
-                await reader.read()
+            while not ended.done():  # what is ended first may be another connection
+                await asyncio.to_thread(http_server.end_silent, port, 0.001)
+        with contextlib.suppress(ConnectionError):
+            await ended
         writer.close()
         async with httpx.AsyncClient(verify=context(authority)) as client:
             assert (await client.get(f"https://localhost:{port}/")).text == "1.1"

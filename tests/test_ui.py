@@ -365,7 +365,7 @@ def test_the_page_outlives_a_kill_of_the_server(
     expect(status).to_contain_text("The server does not answer. Trying again every")
     expect(figure(page, "Ready")).to_have_text("2")
     own_server.start()
-    expect(status).to_have_text("Connected")
+    expect(status).to_have_text("Connected", timeout=40_000)  # its tries become rarer
     create(own_server.client(ADMIN), "kept")
     expect(figure(page, "Ready")).to_have_text("3")
     expect(figure(page, "Created /s")).to_have_text(re.compile(r"\d"))

@@ -11,6 +11,7 @@ from codeq.server.watchdog import HELD_SECONDS, Watchdog
 
 
 def hold_until_seen(watchdog: Watchdog) -> None:
+    watchdog._place = ""  # it may have seen another before
     while not watchdog._place:
         pass
 
