@@ -7,7 +7,7 @@ Parts: ``loads`` (every surface as fast as it goes, and latency), ``rates`` (a f
 ceiling among them), ``growth``, ``blocks`` of the loop, ``depth`` (ten million waiting tasks), and
 from all of these the ``targets``. Each table goes between its two marks; the page of a part that
 was left out stays as it is, so with few parts the table of targets says what was not measured.
-About 27 minutes with the defaults, on a machine that does nothing else.
+About 46 minutes with the defaults, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from codeq.client.local import until_told
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 PARTS = ("loads", "rates", "growth", "blocks", "depth")
-#: These are measured for ``--seconds``, the others for ``--short-seconds``.
-LONG = ("stream-batch", "stream-batch-256", "stream")
 RATES = (20_000.0, 80_000.0)
 OFFERED = "stream-batch-256"
 LOADS_HEAD = (
@@ -75,18 +73,13 @@ async def measure_loads(options: Options, found: list[Measured]) -> int:
 
 
 def loads(args: argparse.Namespace, found: Found) -> int:
-    """Run after run, so that a slow hour of the machine hits all surfaces alike."""
-    for _ in range(args.runs):
-        for seconds, names in (
-            (args.seconds, LONG),
-            (args.short_seconds, [name for name in SURFACES if name not in LONG]),
-        ):
-            options = Options(
-                surfaces=list(names), seconds=seconds, retention_seconds=args.retention
-            )
-            if told := asyncio.run(until_told(measure_loads(options, found.loads))):
-                return told
-    return 0
+    options = Options(
+        surfaces=list(SURFACES),
+        seconds=args.seconds,
+        runs=args.runs,
+        retention_seconds=args.retention,
+    )
+    return asyncio.run(until_told(measure_loads(options, found.loads)))
 
 
 def rates(args: argparse.Namespace, found: Found) -> int:
@@ -95,7 +88,7 @@ def rates(args: argparse.Namespace, found: Found) -> int:
     half = [round(statistics.median(ceilings) / 2, -3) or 1000.0] if ceilings else []
     options = Options(
         surfaces=[OFFERED],
-        seconds=args.short_seconds,
+        seconds=args.seconds,
         rates=[*half, *RATES],
         retention_seconds=args.retention,
     )
@@ -109,7 +102,7 @@ def grown(args: argparse.Namespace, found: Found) -> int:
 
 def blocks(args: argparse.Namespace, found: Found) -> int:
     samples: list[steady.Sample] = []
-    seconds, retention = 5 * args.short_seconds, args.retention
+    seconds, retention = 5 * args.seconds, args.retention
     run = steady.steady("stream-batch", seconds, retention, samples, [])
     if told := asyncio.run(until_told(run)):
         return told
@@ -178,8 +171,8 @@ def pieces(args: argparse.Namespace, found: Found, where: dict[str, str]) -> dic
     runs = f"{args.runs} run{'s' * (args.runs > 1)}"
     texts = {
         "where": f"{where['machine']};\n{where['versions']};\ncommit {where['commit']}; "
-        f"{where['durability']};\n{runs}, of `{'`, `'.join(LONG)}` {args.seconds:g} s each, "
-        f"of the others {args.short_seconds:g} s;\nended tasks go after {args.retention} s.",
+        f"{where['durability']};\n{runs} of {args.seconds:g} s of each surface; "
+        f"ended tasks go after {args.retention} s.",
         "targets": targets.table(answers(found)),
     }
     if found.loads:
@@ -209,8 +202,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--readme", type=Path, default=README, help="another one")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runs", type=int, default=3, help="of each surface")
-    parser.add_argument("--seconds", type=float, default=60.0, help=f"of {', '.join(LONG)}")
-    parser.add_argument("--short-seconds", type=float, default=20.0, help="of the others")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a run")
     parser.add_argument("--retention", type=int, default=30, help="keeping time in seconds")
     parser.add_argument("--point-seconds", type=float, default=4.0, help="of a point of growth")
     parser.add_argument("--axes", type=msgspec.json.decode, default=growth.AXES, metavar="JSON")

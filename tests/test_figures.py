@@ -40,7 +40,7 @@ def test_every_axis_of_growth_is_measured(
 def test_figures_go_between_their_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, to, readme = a_page(tmp_path), tmp_path / "figures.json", tmp_path / "readme.md"
     readme.write_text("a\n<!-- bench table: begin -->\n<!-- bench table: end -->\nz\n")
-    tiny = ("--runs", "1", "--seconds", "0.3", "--short-seconds", "0.3", "--retention", "5")
+    tiny = ("--runs", "1", "--seconds", "0.3", "--retention", "5")
     parts = ("--parts", "loads", "growth", "--axes", '{"batch":[5]}', "--point-seconds", "0.3")
     assert figures.main([*tiny, *parts, "--into", str(page), "--json", str(to),
                          "--readme", str(readme)]) == 0  # fmt: skip
