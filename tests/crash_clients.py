@@ -467,3 +467,17 @@ LOADS: tuple[type[Load], ...] = (
     RestLife,
     RestSingles,
 )
+
+
+def started(
+    server: Server, ledger: Ledger, seeds: random.Random, kinds: Iterable[type[Load]] = LOADS
+) -> list[Load]:
+    """Clients of these kinds, at work; those in the same place have the same worker id in each
+    life."""
+    loads = [
+        kind(server, ledger, seeds.getrandbits(32), f"{kind.__name__}-{place}")
+        for place, kind in enumerate(kinds)
+    ]
+    for load in loads:
+        load.start()
+    return loads

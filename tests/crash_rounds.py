@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.crash_check import check, counts
-from tests.crash_clients import LOADS, Load, OrderedWorker, Retry
+from tests.crash_clients import LOADS, Load, OrderedWorker, Retry, started
 from tests.crash_server import ENTRY, SMALL, Forked, Nursery, Server
 from tests.ledger import BACKOFF_SECONDS, LONG, Keeping, Ledger
 from tests.power_loss import Shim
@@ -271,14 +271,7 @@ class Crash:
     # --- clients
 
     def load(self, server: Server, *kinds: type[Load]) -> list[Load]:
-        """Clients of these kinds; those in the same place have the same worker id in each life."""
-        loads = [
-            kind(server, self.ledger, self.random.getrandbits(32), f"{kind.__name__}-{place}")
-            for place, kind in enumerate(kinds)
-        ]
-        for load in loads:
-            load.start()
-        return loads
+        return started(server, self.ledger, self.random, kinds)
 
     def join(self, loads: Sequence[Load]) -> None:
         for load in loads:

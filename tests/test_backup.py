@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from codeq.errors import CodeqError, StoreError
 from tests.conftest import refusal
 from tests.crash_check import check as check_promises
 from tests.crash_check import check_result
-from tests.crash_clients import COMMANDS, LOADS, Rest
+from tests.crash_clients import COMMANDS, Rest, started
 from tests.crash_rounds import SETTINGS
 from tests.crash_server import Server as Served
 from tests.ledger import Entry, Ledger
@@ -348,9 +349,7 @@ def test_T17_a_backup_under_load_holds_all_that_was_acknowledged_before(
 ) -> None:
     server = operated()
     ledger = Ledger()
-    loads = [kind(server, ledger, n, f"{kind.__name__}-{n}") for n, kind in enumerate(LOADS)]
-    for load in loads:
-        load.start()
+    loads = started(server, ledger, random.Random(0))
     promises = []
     for number in range(3):
         goal = ledger.acknowledgements + 500
@@ -381,9 +380,7 @@ def test_T17_kill_9_in_the_middle_of_a_backup(
 ) -> None:
     server = operated("one", f"in-backup:{count}")
     ledger = Ledger()
-    loads = [kind(server, ledger, n, f"{kind.__name__}-{n}") for n, kind in enumerate(LOADS)]
-    for load in loads:
-        load.start()
+    loads = started(server, ledger, random.Random(0))
     assert ledger.wait_for(lambda: ledger.acknowledgements > 300, 30)
     with pytest.raises((OSError, HTTPException)):
         call(server, "dev-producer", {"name": "one"})

@@ -208,7 +208,7 @@ async def _measure(
         await _pause(seconds, tick)
         last = await look(tally, target)
         while stands_still(surface, first, last) and last.at - first.at < seconds + STILL_SECONDS:
-            await _pause(0.1, tick)
+            await asyncio.sleep(0.1)
             last = await look(tally, target)
         tally.note(False)
         reports = []
