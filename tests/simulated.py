@@ -77,7 +77,9 @@ class MemoryStore:
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         return [self.values.get(key) for key in keys]
 
-    def scan(self, begin: bytes, end: bytes, limit: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, begin: bytes, end: bytes, limit: int = 0, *, ahead: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         if self._sorted is None:
             self._sorted = sorted(self.values)
         values = self.values

@@ -9,18 +9,21 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from codeq.engine.clock import Clock
 from codeq.server import logs
 from codeq.server import request as rest_request
+from codeq.server.app import LoopRunner
 
 from .conftest import (
     ANY_PORT,
@@ -439,3 +442,46 @@ def test_T48_a_body_that_never_comes_does_not_hold_the_end(tmp_path: Path) -> No
         assert sent[0]["status"] == 408
 
     asyncio.run(check())
+
+
+@contextmanager
+def loop_runner() -> Iterator[LoopRunner]:
+    runner = LoopRunner(Clock())
+    try:
+        yield runner
+    finally:
+        runner.stop()
+
+
+def test_the_loop_hands_pythons_lock_to_the_thread_that_syncs() -> None:
+    """However long a busy loop may keep it otherwise."""
+
+    async def sync() -> None:
+        began: list[str] = []
+        told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        with loop_runner() as runner:
+            runner.run(lambda: began.append("sync"), told.set_result)
+            assert began == ["sync"]
+            assert await asyncio.wait_for(told, STOP_SECONDS) is None
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(STOP_SECONDS)
+    try:
+        asyncio.run(sync())
+    finally:
+        sys.setswitchinterval(interval_s)
+
+
+def test_a_sync_that_fails_is_told_on_the_loop() -> None:
+    fault = OSError("Input/output error")
+
+    def fail() -> None:
+        raise fault
+
+    async def sync() -> None:
+        told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        with loop_runner() as runner:
+            runner.run(fail, told.set_result)
+            assert await asyncio.wait_for(told, STOP_SECONDS) is fault
+
+    asyncio.run(sync())

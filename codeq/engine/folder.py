@@ -7,6 +7,7 @@ While one of the three is there no store opens, and ``finish`` knows how to go o
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import shutil
@@ -60,6 +61,21 @@ def free_bytes(path: Path) -> int:
     """Bytes a normal process may still write on the file system of the folder."""
     stat = os.statvfs(path)
     return stat.f_bavail * stat.f_frsize
+
+
+def takes_direct_writes(path: Path) -> bool:
+    """Whether the file system of the folder takes writes that pass by the kernel's cache."""
+    try:
+        fd = os.open(path, os.O_TMPFILE | os.O_DIRECT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:  # direct writes come from whole pages
+            return os.write(fd, page) == mmap.PAGESIZE
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def content(path: Path) -> Iterator[Path]:

@@ -117,7 +117,7 @@ def _load(engine: Engine, store: Store, clock: Clock, lease_grace_ms: int) -> in
         engine.load_segment(key, value)
     count = 0
     logged_s = clock.monotonic_s()
-    for key, value in store.scan(chunk_key(start), CHUNK_PREFIX + b"\xff" * 9):
+    for key, value in store.scan(chunk_key(start), CHUNK_PREFIX + b"\xff" * 9, ahead=True):
         clock.faults.point("recovery")
         engine.load_chunk(int.from_bytes(key[1:], "big"), value)
         count += 1

@@ -45,7 +45,7 @@ TICK_TASKS_MAX = 2_000
 GROUP_CLAIMS_MAX = 10_000
 GROUP_DUE_MAX = 10_000
 #: A group of so many bytes takes in no more creates and results: those wait for the next.
-GROUP_BYTES_MAX = 8 << 20
+GROUP_BYTES_MAX = 1 << 20
 MAINTENANCE_MS = 1_000
 
 Number = int

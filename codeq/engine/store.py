@@ -25,6 +25,7 @@ from rocksdict import (
     DBRecoveryMode,
     Options,
     Rdict,
+    ReadOptions,
     WriteBatch,
     WriteOptions,
 )
@@ -42,6 +43,8 @@ RECYCLED_LOGS = 4
 #: of a write buffer; about ten bits for each of the entries of idempotency keys that it can hold
 BUFFER_FILTER_RATIO = 0.02
 BLOCK_CACHE_BYTES = 128 << 20
+#: Where all of a long range is wanted, it is read in such steps
+READAHEAD_BYTES = 4 << 20
 MAX_WAL_BYTES = 256 << 20
 #: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
 #: have files of their own, which do not overlap: compaction moves these instead of rewriting them.
@@ -110,6 +113,9 @@ class Store:
             cache = Cache(BLOCK_CACHE_BYTES)
             options = _options(cache)
             _filter_buffers(options)
+            # Tables go to the disk as they are written: in the kernel's cache they would pile up,
+            # and the sync of a commit would wait behind all of it.
+            options.set_use_direct_io_for_flush_and_compaction(folder.takes_direct_writes(path))
             options.create_missing_column_families(True)
             # Any: the types of rocksdict do not know that in raw mode all is bytes
             self._db: Any = Rdict(
@@ -231,10 +237,13 @@ class Store:
         others. Releases the GIL. Raises StoreError."""
         return _get(self._family(keys[0]), keys) if keys else []
 
-    def scan(self, begin: bytes, end: bytes, limit: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, begin: bytes, end: bytes, limit: int = 0, *, ahead: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in [begin, end) in order, at most ``limit`` (0 = all). Raises StoreError
-        where the folder is damaged."""
-        for count, entry in enumerate(_walk(self._family(begin), begin, end)):
+        where the folder is damaged. ``ahead``: it is long and all of it is wanted, so that the disk
+        is read in large steps; each holds the GIL."""
+        for count, entry in enumerate(_walk(self._family(begin), begin, end, ahead=ahead)):
             if limit and count >= limit:
                 return
             yield entry
@@ -417,7 +426,7 @@ class Reading:
         key = begin
         while family is not None:
             try:
-                for entry in _walk(family, key, end):
+                for entry in _walk(family, key, end, ahead=True):
                     yield entry
                     key = entry[0] + b"\0"
                 return
@@ -514,9 +523,12 @@ def _get(family: Any, keys: list[bytes]) -> list[bytes | None]:
     return found
 
 
-def _walk(family: Any, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _walk(family: Any, begin: bytes, end: bytes, *, ahead: bool) -> Iterator[tuple[bytes, bytes]]:
     """Not ``items()``, which ends at a damaged block as if nothing came behind it."""
-    at = family.iter()
+    options = ReadOptions()
+    if ahead:
+        options.set_readahead_size(READAHEAD_BYTES)
+    at = family.iter(options)
     at.seek(begin)
     while at.valid():
         key = at.key()

@@ -53,8 +53,9 @@ STREAMS_STOP_SECONDS = 5
 STORE_STOP_SECONDS = 5
 GC_ALLOCATIONS = 50_000
 GC_GENERATIONS = 20
-#: A helper thread whose sync is over gets Python's lock from a busy loop after this time
-SWITCH_SECONDS = 0.0005
+#: So long may a thread that works beside the loop hold Python's lock while the loop wants it, and
+#: the other way round. The less often it changes hands, the more is done.
+SWITCH_SECONDS = 0.002
 
 #: How to find out whether the library under a listener can use a certificate
 TRIALS = {
@@ -77,6 +78,22 @@ class Helper:
     def do(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
         """Runs ``work`` in the thread, then ``done(its value or exception)`` on the loop."""
         self._work.put((work, done))
+
+    def begin(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+        """As ``do``, and returns when the thread has begun, which must have nothing else to do.
+
+        A thread that needs Python's lock waits for a busy loop to let go of it; here the loop hands
+        it over.
+        """
+        begun = threading.Lock()
+        begun.acquire()
+
+        def begin() -> object:
+            begun.release()
+            return work()
+
+        self._work.put((begin, done))
+        begun.acquire()
 
     def stop(self) -> None:
         """Ends the thread after what is queued."""
@@ -132,8 +149,8 @@ class LoopRunner:
         self._aside = Helper(self._loop, "codeq-aside")
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        """Runs ``work`` on the sync thread, then ``done(error)`` on the loop."""
-        self._sync.do(work, done)  # type: ignore[arg-type]
+        """Begins ``work`` on the sync thread; then ``done(error)`` is called on the loop."""
+        self._sync.begin(work, done)  # type: ignore[arg-type]
 
     def read(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
         """Runs ``work`` on the read thread, then ``done(result or exception)`` on the loop."""

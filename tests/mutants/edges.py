@@ -37,6 +37,28 @@ EDGES = (
         "",
         "test_rest.py::test_the_wait_for_a_result_that_comes_during_the_stop_ends_at_once",
     ),
+    # --- the disk and the thread that waits for it
+    Mutant(
+        "thread-that-syncs-waits-for-a-busy-loop",
+        "codeq/server/app.py",
+        "self._sync.begin(work, done)",
+        "self._sync.do(work, done)",
+        "test_app.py::test_the_loop_hands_pythons_lock_to_the_thread_that_syncs",
+    ),
+    Mutant(
+        "tables-pile-up-in-the-cache",
+        "codeq/engine/store.py",
+        "(folder.takes_direct_writes(path))",
+        "(False)",
+        "test_store.py::test_tables_pass_by_the_kernels_cache_where_the_file_system_allows_it",
+    ),
+    Mutant(
+        "direct-writes-not-tried",
+        "codeq/engine/folder.py",
+        "return os.write(fd, page) == mmap.PAGESIZE",
+        "return True",
+        "test_store.py::test_a_file_system_that_refuses_the_write_takes_no_direct_writes",
+    ),
     # --- tokens
     Mutant(
         "operator-names-any-tenant",
