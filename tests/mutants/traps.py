@@ -16,8 +16,8 @@ TRAPS = (
     Mutant(
         "recovery-reads-one-page",
         "codeq/engine/recovery.py",
-        'store.scan(chunk_key(start), CHUNK_PREFIX + b"\\xff" * 9):',
-        'store.scan(chunk_key(start), CHUNK_PREFIX + b"\\xff" * 9, 4_096):',
+        'store.scan(chunk_key(start), CHUNK_PREFIX + b"\\xff" * 9, ahead=True):',
+        'store.scan(chunk_key(start), CHUNK_PREFIX + b"\\xff" * 9, 4_096, ahead=True):',
         "test_traps.py::test_T1_150000_tasks_of_one_queue_and_priority_drain_also_after_a_restart",
     ),
     Mutant(
