@@ -39,7 +39,7 @@ from .conftest import (
 
 WAITERS = 1000
 IDLE_SECONDS = 5
-IDLE_CPU_MS_MAX = 50
+IDLE_CPU_MS_MAX = 30
 
 
 def run(folder: Path, arguments: list[str], **environ: str) -> tuple[int, str, str]:
@@ -305,8 +305,18 @@ def _cpu_ms(pid: int) -> float:
 
 
 def test_T49_idle_waits_cost_nothing(start_server: Callable[..., Server]) -> None:
+    """Hardly more than one wait does: what it takes to wake up now and then is the machine's."""
     server = start_server()
     worker = server.client("dev-worker")
+
+    def waited_ms() -> float:
+        """CPU time while one claim waits."""
+        before_ms = _cpu_ms(server.pid)
+        wish = {"commands": ["other"], "waitSeconds": IDLE_SECONDS}
+        assert worker.post("/tasks/claim", json=wish).status_code == 204
+        return _cpu_ms(server.pid) - before_ms
+
+    alone_ms = waited_ms()
     host, port = server.http.split(":")
     body = json.dumps({"commands": ["none"], "waitSeconds": 30}).encode()
     head = f"POST {PREFIX}/tasks/claim HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer dev-worker\r\n"
@@ -316,13 +326,8 @@ def test_T49_idle_waits_cost_nothing(start_server: Callable[..., Server]) -> Non
             connection = socket.create_connection((host, int(port)))
             connections.enter_context(connection).sendall(message)
         wait_for_claims(server, WAITERS)
-        before_ms = _cpu_ms(server.pid)
-        idle = worker.post(
-            "/tasks/claim", json={"commands": ["other"], "waitSeconds": IDLE_SECONDS}
-        )
-        used_ms = _cpu_ms(server.pid) - before_ms
-        assert idle.status_code == 204
-    assert used_ms < IDLE_CPU_MS_MAX
+        together_ms = waited_ms()
+    assert together_ms < 2 * alone_ms + IDLE_CPU_MS_MAX
 
 
 # --- clients that do not behave

@@ -404,7 +404,7 @@ def test_a_slow_disk_refuses_creates_and_takes_results(tmp_path: Path) -> None:
             line = await node.line("producer", "shop/p")
             with node.disk.stuck():
                 create = {"command": "job", "payload": bytes(size)}
-                for seq in range(3):  # one group is being written, the next one fills
+                for seq in range(5):  # one is being written, two are too much
                     tasks = [{"seq": seq * 100 + i, **create} for i in range(100)]
                     await line.send(create_batch={"tasks": tasks})
                 await node.until(lambda: node.shard.refuses_creates is not None)
@@ -428,7 +428,7 @@ def test_a_slow_disk_refuses_creates_and_takes_results(tmp_path: Path) -> None:
             assert [(await end).status_code for end in ends] == [200, 200]
             assert (await claim).status_code == 200
             assert node.shard.journal.groups <= groups + 3
-            assert all(ack.ok for ack in await line.acks(300))
+            assert all(ack.ok for ack in await line.acks(500))
             assert node.shard.refuses_creates is None
             assert (await rest.post("/tasks", json=body())).status_code == 201
 

@@ -49,8 +49,14 @@ def test_a_file_system_without_files_takes_no_direct_writes() -> None:
 def test_a_file_system_that_refuses_the_write_takes_no_direct_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_fd: int, _page: object) -> int:
+    if not folder.takes_direct_writes(tmp_path):
+        pytest.skip("the file system of the tests takes no direct writes")
+    refused: list[int] = []
+
+    def refuse(fd: int, _block: object) -> int:
+        refused.append(fd)
         raise OSError("Invalid argument")
 
     monkeypatch.setattr(folder.os, "write", refuse)
     assert not folder.takes_direct_writes(tmp_path)
+    assert len(refused) == 1

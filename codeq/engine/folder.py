@@ -20,6 +20,7 @@ STAGED, READY, ADOPTING = "incoming.tmp", "incoming", "adopting"
 #: What earlier contents are kept under
 ASIDE = "damaged-"
 COPY_BYTES = 1 << 20
+BLOCK_BYTES = 4096
 #: Files that RocksDB and codeq make
 _OURS = re.compile(
     r"CURRENT|LOCK|LOG(\.old.*)?|IDENTITY|SYNCED|rocksdict-config\.json"
@@ -64,14 +65,15 @@ def free_bytes(path: Path) -> int:
 
 
 def takes_direct_writes(path: Path) -> bool:
-    """Whether the file system of the folder takes writes that pass by the kernel's cache."""
+    """Whether the file system of the folder takes writes that pass by the kernel's cache, in blocks
+    as small as RocksDB's."""
     try:
         fd = os.open(path, os.O_TMPFILE | os.O_DIRECT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError:
         return False
     try:
-        with mmap.mmap(-1, mmap.PAGESIZE) as page:  # direct writes come from whole pages
-            return os.write(fd, page) == mmap.PAGESIZE
+        with mmap.mmap(-1, BLOCK_BYTES) as block:  # at the beginning of a page, as it must be
+            return os.write(fd, block) == BLOCK_BYTES
     except OSError:
         return False
     finally:

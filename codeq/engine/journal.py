@@ -1,11 +1,11 @@
 """Group commit: decisions collect in the open group, answers wait until the group is on disk.
 
-While one sync runs the next group collects. When the sync ends, the group becomes one RocksDB write
-on the loop thread and one sync on the helper thread. At low load an answer waits for one sync, at
-high load thousands share it.
+While one sync runs the next group collects. When the sync ends, the group takes in the events at
+hand and becomes one RocksDB write on the loop thread and one sync on the helper thread. At low load
+an answer waits for one sync, at high load thousands share it.
 
     decide ... decide      open group g+1 collects
-    [ write g ][ sync g  ] -> write g+1, start its sync -> answers of g leave
+    [ write g ][ sync g  ] -> answers of g leave -> [ write g+1 ][ sync g+1 ]
 
 A write or sync that fails is never retried and never acknowledged: ``fault`` is called once,
 nothing of this journal moves afterwards, and a restart recovers from disk. An answer that fails
@@ -31,7 +31,8 @@ class Runner(Protocol):
     """What the journal and the shard need of the world: threads and timers, bound to one loop."""
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        """Runs ``work`` on the sync helper thread, then ``done(error)`` on the loop."""
+        """Runs ``work`` on the sync helper thread, then ``done(error)`` on the loop. One at a
+        time."""
 
     def read(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
         """Runs ``work`` on the read helper thread, then ``done(result or exception)`` on the
@@ -215,8 +216,7 @@ class Journal:
         self._sync_began_s = None
         answers, self._committing = self._committing, []
         if self._wanted:
-            # The next sync starts first and runs while the answers are made.
-            self._commit()
+            self.kick()
         self._answer(answers)
 
     def _answer(self, answers: list[Done]) -> None:

@@ -336,8 +336,8 @@ class Shard:
 
     @property
     def group_full(self) -> bool:
-        """Whether the open commit group is as large as one write should be, the disk being slow:
-        the edges then wait with what they have read, or read no more, until it is written."""
+        """Whether the open commit group is as large as one write should be: the edges then wait
+        with what they have read, or read no more, until it is written."""
         return self.engine.pending_bytes >= GROUP_BYTES_MAX
 
     # --- claims

@@ -43,8 +43,8 @@ RECYCLED_LOGS = 4
 #: of a write buffer; about ten bits for each of the entries of idempotency keys that it can hold
 BUFFER_FILTER_RATIO = 0.02
 BLOCK_CACHE_BYTES = 128 << 20
-#: Where all of a long range is wanted, it is read in such steps
-READAHEAD_BYTES = 4 << 20
+#: of each table, where all of a long range is wanted
+READAHEAD_BYTES = 1 << 20
 MAX_WAL_BYTES = 256 << 20
 #: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
 #: have files of their own, which do not overlap: compaction moves these instead of rewriting them.
@@ -241,8 +241,8 @@ class Store:
         self, begin: bytes, end: bytes, limit: int = 0, *, ahead: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in [begin, end) in order, at most ``limit`` (0 = all). Raises StoreError
-        where the folder is damaged. ``ahead``: it is long and all of it is wanted, so that the disk
-        is read in large steps; each holds the GIL."""
+        where the folder is damaged. Holds the GIL. ``ahead``: the range is long and all of it is
+        wanted, so each of its tables is read in large steps."""
         for count, entry in enumerate(_walk(self._family(begin), begin, end, ahead=ahead)):
             if limit and count >= limit:
                 return

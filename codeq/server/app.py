@@ -53,8 +53,8 @@ STREAMS_STOP_SECONDS = 5
 STORE_STOP_SECONDS = 5
 GC_ALLOCATIONS = 50_000
 GC_GENERATIONS = 20
-#: So long may a thread that works beside the loop hold Python's lock while the loop wants it, and
-#: the other way round. The less often it changes hands, the more is done.
+#: So long may Python code beside the loop hold Python's lock while the loop wants it, and the other
+#: way round. The less often it changes hands, the more is done.
 SWITCH_SECONDS = 0.002
 
 #: How to find out whether the library under a listener can use a certificate
@@ -88,11 +88,11 @@ class Helper:
         begun = threading.Lock()
         begun.acquire()
 
-        def begin() -> object:
+        def told() -> object:
             begun.release()
             return work()
 
-        self._work.put((begin, done))
+        self._work.put((told, done))
         begun.acquire()
 
     def stop(self) -> None:

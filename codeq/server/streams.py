@@ -531,7 +531,7 @@ class ProducerSession(Session):
 
     def _has_room(self) -> bool:
         # What follows a batch of several commits is created after it. While creates are refused or
-        # the disk is slow, one event at a time: the next one asks whether it still is so.
+        # the group is full, one event at a time: the next one asks whether it still is so.
         shard = self._shard
         if self._long or (self._events and (shard.group_full or shard.refuses_creates is not None)):
             return False
@@ -573,7 +573,7 @@ class WorkerSession(Session):
         return principal, _wire.encode_worker_hello_ack(worker, principal.tenant)
 
     def _has_room(self) -> bool:
-        # One event at a time goes on when others have spent the room, or the disk is slow.
+        # One event at a time goes on when others have spent the room, or the group is full.
         if self._events and self._shard.group_full:
             return False
         return self._shared_room(spare=self._events == 0)

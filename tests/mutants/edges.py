@@ -55,7 +55,7 @@ EDGES = (
     Mutant(
         "direct-writes-not-tried",
         "codeq/engine/folder.py",
-        "return os.write(fd, page) == mmap.PAGESIZE",
+        "return os.write(fd, block) == BLOCK_BYTES",
         "return True",
         "test_store.py::test_a_file_system_that_refuses_the_write_takes_no_direct_writes",
     ),
