@@ -9,6 +9,7 @@ inside the test, with as many tokens as it wants. ``node`` is the engine room al
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -49,6 +50,9 @@ START_SECONDS = 30
 STOP_SECONDS = 30
 PREFIX = "/v1/codeq"
 ANY_PORT = "127.0.0.1:0"
+#: So long a server is watched that has nothing to do, and what that may cost beyond the machine's
+#: own price of waking up
+IDLE_SECONDS, IDLE_CPU_MS_MAX = 5, 30
 #: An id that no server makes
 ABSENT_ID = "01900000-0000-7000-8000-000000000000"
 
@@ -309,6 +313,15 @@ def waiting_claims(server: Server) -> int:
     """Claims that are parked now, of both surfaces."""
     text = httpx.get(f"http://{server.http}/metrics").text
     return int(float(text.partition("\ncodeq_waiting_claims ")[2].split()[0]))
+
+
+def cpu_ms(pid: int) -> float:
+    """CPU time of all threads of a process."""
+    total_ns = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it ended
+            total_ns += int((thread / "schedstat").read_text().split()[0])
+    return total_ns / 1e6
 
 
 def wait_for_claims(server: Server, count: int) -> None:

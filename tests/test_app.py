@@ -27,9 +27,12 @@ from codeq.server.app import LoopRunner
 
 from .conftest import (
     ANY_PORT,
+    IDLE_CPU_MS_MAX,
+    IDLE_SECONDS,
     PREFIX,
     STOP_SECONDS,
     Server,
+    cpu_ms,
     dev_arguments,
     launch,
     refusal,
@@ -38,8 +41,6 @@ from .conftest import (
 )
 
 WAITERS = 1000
-IDLE_SECONDS = 5
-IDLE_CPU_MS_MAX = 30
 
 
 def run(folder: Path, arguments: list[str], **environ: str) -> tuple[int, str, str]:
@@ -298,12 +299,6 @@ def test_T17_acknowledged_creates_survive_kill_9(start_server: Callable[..., Ser
     assert [producer.get(f"/tasks/{task['id']}").json() for task in made] == made
 
 
-def _cpu_ms(pid: int) -> float:
-    """CPU time of all threads of a process."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e6
-
-
 def test_T49_idle_waits_cost_nothing(start_server: Callable[..., Server]) -> None:
     """Hardly more than one wait does: what it takes to wake up now and then is the machine's."""
     server = start_server()
@@ -311,10 +306,10 @@ def test_T49_idle_waits_cost_nothing(start_server: Callable[..., Server]) -> Non
 
     def waited_ms() -> float:
         """CPU time while one claim waits."""
-        before_ms = _cpu_ms(server.pid)
+        before_ms = cpu_ms(server.pid)
         wish = {"commands": ["other"], "waitSeconds": IDLE_SECONDS}
         assert worker.post("/tasks/claim", json=wish).status_code == 204
-        return _cpu_ms(server.pid) - before_ms
+        return cpu_ms(server.pid) - before_ms
 
     alone_ms = waited_ms()
     host, port = server.http.split(":")

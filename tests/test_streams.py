@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import re
 import subprocess
@@ -24,7 +23,7 @@ from codeq.engine.shard import Shard
 from codeq.server import grpc_server
 from codeq.server.app import LoopRunner, shard_settings
 from codeq.server.auth import Auth
-from tests.conftest import ROOT, Server, Tokens
+from tests.conftest import IDLE_CPU_MS_MAX, IDLE_SECONDS, ROOT, Server, Tokens, cpu_ms
 from tests.protos import producerpb, workerpb
 
 PRODUCER = "/producerpb.ProducerStream/Stream"
@@ -343,31 +342,24 @@ def test_T7_an_assignment_nobody_reads_goes_back_when_its_stream_is_cancelled(
 # --- waiting costs nothing
 
 
-def cpu_ms(pid: int) -> float:
-    """CPU time of all threads of a process."""
-    total_ns = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # it ended
-            total_ns += int((task / "schedstat").read_text().split()[0])
-    return total_ns / 1e6
-
-
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux /proc")
 def test_T49_a_thousand_idle_waits_cost_no_cpu(start_server: Any) -> None:
+    """Hardly more than none do: what it takes to wake up now and then is the machine's."""
     server = start_server()
+
+    def spent_ms() -> float:
+        before_ms = cpu_ms(server.pid)
+        threading.Event().wait(IDLE_SECONDS)
+        return cpu_ms(server.pid) - before_ms
+
+    without_ms = spent_ms()
     with channel(server.worker) as opened:
         lines = [open_worker(opened) for _ in range(100)]
         for number, line in enumerate(lines):
             for slot in range(10):
                 line.send(ready={"commands": [f"idle-{number}-{slot}"]})
         wait_for_metric(server, "codeq_waiting_claims", 1000)
-
-        def spent_ms() -> float:
-            before_ms = cpu_ms(server.pid)
-            threading.Event().wait(5)
-            return cpu_ms(server.pid) - before_ms
-
-        assert any(spent_ms() < 50 for _ in range(3)), "a cold cache or a stolen core is seldom"
+        most_ms = 2 * without_ms + IDLE_CPU_MS_MAX
+        assert any(spent_ms() < most_ms for _ in range(3)), "a stolen core is seldom"
         for line in lines:
             line.cancel()
 

@@ -216,7 +216,9 @@ class Journal:
         self._sync_began_s = None
         answers, self._committing = self._committing, []
         if self._wanted:
-            self.kick()
+            self._scheduled = True
+            # Two turns of the loop: with the second come the bodies of requests that are at hand.
+            self._runner.soon(lambda: self._runner.soon(self._commit))
         self._answer(answers)
 
     def _answer(self, answers: list[Done]) -> None:
