@@ -44,7 +44,7 @@ RECYCLED_LOGS = 4
 BUFFER_FILTER_RATIO = 0.02
 BLOCK_CACHE_BYTES = 128 << 20
 #: of each table, where all of a long range is wanted
-READAHEAD_BYTES = 1 << 20
+READAHEAD_BYTES = 4 << 20
 MAX_WAL_BYTES = 256 << 20
 #: Prefix of the keys of chunks, and the column family they stand in. They come in rising order and
 #: have files of their own, which do not overlap: compaction moves these instead of rewriting them.
