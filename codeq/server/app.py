@@ -88,11 +88,11 @@ class Helper:
         begun = threading.Lock()
         begun.acquire()
 
-        def told() -> object:
+        def at_work() -> object:
             begun.release()
             return work()
 
-        self._work.put((told, done))
+        self.do(at_work, done)
         begun.acquire()
 
     def stop(self) -> None:
